@@ -1,0 +1,1 @@
+"""The nouns of the OCI distribution and image specifications: pure values, no I/O and no clock."""

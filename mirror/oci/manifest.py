@@ -1,0 +1,84 @@
+"""Manifests and indexes: what they name, and which media type their bytes have. Never converted, never re-encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from mirror.oci.digest import Digest
+from mirror.oci.errors import DigestInvalid
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+
+ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*;q=0.1"))
+"""What every upstream is asked with, whatever the client sent: one digest per tag. Schema 1 is never asked for."""
+
+MANIFEST_LIMIT = 4 << 20
+"""Bytes; the specification lets a registry refuse larger ones, and clients do."""
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
+    """A descriptor as it stands in a manifest; `digest` is unchecked text."""
+
+    digest: str
+    size: int
+    media_type: str = msgspec.field(name="mediaType", default="")
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The fields of manifests and indexes that matter to a cache; all others are left alone in the bytes."""
+
+    schema_version: int | None = None
+    media_type: str = ""
+    config: Descriptor | None = None
+    layers: list[Descriptor] = []
+    blobs: list[Descriptor] = []
+    manifests: list[Descriptor] = []
+    subject: Descriptor | None = None
+
+    def named_blobs(self) -> Iterator[tuple[Digest, int]]:
+        """Digest and size in bytes of config, layers and blobs, without those whose digest we cannot verify."""
+        return _named([*([self.config] if self.config else []), *self.layers, *self.blobs])
+
+    def named_manifests(self) -> Iterator[tuple[Digest, int]]:
+        """Digest and size in bytes of an index's children."""
+        return _named(self.manifests)
+
+
+_decode = msgspec.json.Decoder(Manifest).decode
+
+
+def parse_manifest(data: bytes) -> Manifest | None:
+    """Reads a manifest or index; None where the bytes are no JSON object of that shape. Raises nothing."""
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+def media_type_of(manifest: Manifest | None, header: str | None) -> str:
+    """The media type to serve the bytes with: the body's own, else the upstream's header, else the structure's.
+
+    `header` is a Content-Type value; parameters are stripped. Registries have mislabelled manifests, bodies are signed
+    by their digest.
+    """
+    declared = header.partition(";")[0].strip().lower() if header else ""
+    if manifest is None:
+        return declared or "application/octet-stream"
+    if manifest.media_type:
+        return manifest.media_type
+    if declared and declared not in ("application/json", "text/plain", "application/octet-stream", "text/html"):
+        return declared
+    return OCI_INDEX if manifest.manifests else OCI_MANIFEST
+
+
+def _named(descriptors: list[Descriptor]) -> Iterator[tuple[Digest, int]]:
+    for descriptor in descriptors:
+        try:
+            yield Digest.parse(descriptor.digest), descriptor.size
+        except DigestInvalid:
+            continue
