@@ -1,0 +1,86 @@
+# Everything is done through here. Needed: make and a Python >= 3.11 with its venv module; the rest goes into .venv.
+
+VENV := .venv
+BIN  := $(VENV)/bin
+
+# The first of these that really runs, is new enough and can make an environment is used: a shim without a version
+# behind it does not run, and a distribution may ship python3 without venv. PYTHON=... puts another one first.
+PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3
+CAN_RUN := import sys; sys.exit(sys.version_info < (3, 11))
+CAN_VENV := import ensurepip, venv
+
+RUNTIME := $(VENV)/installed
+DEV     := $(VENV)/installed-dev
+PIP     := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help serve demo bench test check lint types floors format constraints clean
+
+help: ## say what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+serve: $(RUNTIME) ## set up what is missing and serve on 127.0.0.1:5000, with the cache in ./data
+	$(BIN)/python -m mirror serve
+
+demo: $(DEV) ## pull an image twice through a mirror and show what that saved; needs no internet
+	$(BIN)/python -m examples.demo
+
+bench: $(DEV) ## measure warm pulls beside other servers, as far as they are installed
+	$(BIN)/python -m bench
+
+test: $(DEV) ## set up what is missing and run the tests (ARGS="-m e2e -x" goes to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types floors test ## everything that has to pass before a change lands
+
+lint: $(DEV) ## style and common mistakes
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(DEV) ## static types
+	$(BIN)/mypy
+
+floors: $(DEV) ## imports point down only
+	$(BIN)/lint-imports
+
+format: $(DEV) ## rewrite the sources in our style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+constraints: $(BIN)/python ## choose all versions anew: the newest that pyproject.toml allows
+	$(BIN)/python -m venv --clear build/constraints
+	build/constraints/bin/python -m pip --disable-pip-version-check install --quiet --editable '.[dev]'
+	build/constraints/bin/python -m pip freeze --exclude-editable | LC_ALL=C sort -f > constraints.txt
+	rm -rf build/constraints
+
+clean: ## remove what the other targets made; the cache in ./data stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(RUNTIME)
+
+# A link to a Python that is gone counts as missing here, so the environment is then made anew.
+$(BIN)/python:
+	@bare=; \
+	for python in $(PYTHONS); do \
+	    "$$python" -c '$(CAN_RUN)' >/dev/null 2>&1 || continue; \
+	    if "$$python" -c '$(CAN_VENV)' >/dev/null 2>&1; then \
+	        echo "Making $(VENV) with $$python"; \
+	        "$$python" -m venv --clear $(VENV) && exit 0; \
+	        rm -rf $(VENV); exit 1; \
+	    fi; \
+	    bare=$${bare:-$$python}; \
+	done; \
+	if [ -n "$$bare" ]; then \
+	    echo "$$bare cannot make virtual environments: install its venv module (on Debian: apt install python3-venv)." >&2; \
+	else \
+	    echo "No Python >= 3.11 found among: $(PYTHONS). Install one, or name it: make PYTHON=/path/to/python3" >&2; \
+	fi; \
+	exit 1
