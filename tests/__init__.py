@@ -1,0 +1,1 @@
+"""The tests: promises about `mirror`, and the fake upstream they are shown with."""

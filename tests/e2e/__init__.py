@@ -1,0 +1,1 @@
+"""The mirror as a process, between real clients and a real registry."""

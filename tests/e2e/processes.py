@@ -1,0 +1,90 @@
+"""Programs in the background: started with a log, awaited until they serve, stopped by their process id."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+_START = 10.0  # seconds that a program may take to serve
+_STOP = 10.0  # seconds that it may take to end
+_TAIL = 4000  # bytes of a log that are worth showing
+
+
+class Process:
+    """A running program; what it prints is in `log`, which it adds to."""
+
+    def __init__(self, argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str]) -> None:
+        self.log = log
+        with log.open("ab") as out:
+            # A session of its own, so that Ctrl-C reaches pytest alone, which then stops everything in order.
+            self._running = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._running.pid
+
+    def wait_until(self, ready: Callable[[], bool], *, seconds: float = _START) -> None:
+        """Returns when `ready` says so. Raises, with the log's end, if the program ends before or time runs out."""
+        deadline = time.monotonic() + seconds
+        while not ready():
+            if (code := self._running.poll()) is not None:
+                raise RuntimeError(f"exited {code} at its start:\n{tail(self.log)}")
+            if time.monotonic() > deadline:
+                self.stop()
+                raise TimeoutError(f"not ready in {seconds:g} s:\n{tail(self.log)}")
+            time.sleep(0.02)
+
+    def wait(self, *, seconds: float = _STOP) -> int:
+        """The exit code, once the program has ended by itself. Raises TimeoutExpired."""
+        return self._running.wait(seconds)
+
+    def stop(self, *, seconds: float = _STOP) -> int:
+        """Asks the program to end and returns its exit code; one that stays is killed and returns -9."""
+        if self._running.poll() is None:
+            self._running.send_signal(signal.SIGTERM)
+            try:
+                self._running.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self._running.kill()
+        return self._running.wait()
+
+
+def tail(log: Path) -> str:
+    """The end of a log, or the words that there is none."""
+    return log.read_bytes()[-_TAIL:].decode(errors="replace") if log.exists() else "(no log)"
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody listens on and the kernel will not hand out to a client meanwhile."""
+    for port in random.sample(range(20_000, 32_000), 200):  # Linux takes clients' ports from 32768 up
+        with socket.socket() as candidate:
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port found")
+
+
+def listens(port: int) -> bool:
+    """Whether a connection to 127.0.0.1:`port` is accepted."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def remove_tree(top: Path) -> None:
+    """Removes a directory after undoing what a container daemon left mounted in it, innermost first."""
+    mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for point in sorted((point for point in mounted if Path(point).is_relative_to(top)), reverse=True):
+        subprocess.run(["umount", "--lazy", point], check=True)
+    shutil.rmtree(top)

@@ -1,0 +1,150 @@
+"""CNCF Distribution as the upstream: open, behind a password or behind bearer tokens. Its access log is the witness."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.processes import Process, free_port, listens
+from tests.e2e.programs import environment, need, run
+from tests.e2e.tokens import ISSUER, SigningKey, TokenServer
+
+USERNAME, PASSWORD = "puller", "planted-s3cret"  # also what a test looks for in places where it must not be
+
+_LOGGED = re.compile(r'\S+ \S+ \S+ \[[^]]*\] "(\S+) (\S+) \S+" (\d+) \d+ "[^"]*" "([^"]*)"')
+_CONTENT = re.compile(r"/(?:manifests|blobs)/")
+_LOG_WAIT = 5.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One line of the access log."""
+
+    method: str
+    path: str
+    status: int
+    agent: str
+
+    @property
+    def content(self) -> bool:
+        """Whether this asked for a manifest, a tag or a blob, or about one."""
+        return _CONTENT.search(self.path) is not None
+
+
+class Registry:
+    """A Distribution process that serves what lies under `store`."""
+
+    def __init__(self, store: Path, home: Path, *, auth: Mapping[str, Any] | None = None) -> None:
+        need("docker-registry")
+        self._port = free_port()
+        self.address = f"127.0.0.1:{self._port}"
+        self.url = f"http://{self.address}"
+        self.log = home / "registry.log"
+        # JSON is YAML.
+        config = {
+            "version": 0.1,
+            "log": {"level": "warn", "accesslog": {"disabled": False}},
+            "storage": {"filesystem": {"rootdirectory": str(store)}},
+            "http": {"addr": self.address, "secret": "unused"},
+            **({"auth": auth} if auth else {}),
+        }
+        (home / "registry.yml").write_text(json.dumps(config))
+        self._process = Process(
+            ["docker-registry", "serve", home / "registry.yml"], log=self.log, env=environment(home)
+        )
+        self._process.wait_until(lambda: listens(self._port))
+
+    def stop(self) -> None:
+        self._process.stop()
+
+    def asked(self) -> list[Asked]:
+        """Every request that has been answered so far, in order.
+
+        A line is written after its answer was sent, so this sends a request of its own and waits for that one's line.
+        """
+        agent = f"witness-{uuid.uuid4().hex}"
+        connection = http.client.HTTPConnection(self.address, timeout=_LOG_WAIT)
+        try:
+            connection.request("GET", "/v2/", headers={"User-Agent": agent})
+            connection.getresponse().read()
+        finally:
+            connection.close()
+        deadline = time.monotonic() + _LOG_WAIT
+        while True:
+            lines = self._lines()
+            if any(line.agent == agent for line in lines):
+                return [line for line in lines if not line.agent.startswith("witness-")]
+            if time.monotonic() > deadline:
+                raise TimeoutError("the registry does not write its access log")
+            time.sleep(0.01)
+
+    def _lines(self) -> list[Asked]:
+        found = (_LOGGED.match(line) for line in self.log.read_text().splitlines())
+        return [Asked(line[1], line[2], int(line[3]), line[4]) for line in found if line]
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A registry and what the mirror has to know about it."""
+
+    registry: Registry
+    settings: Mapping[str, str]
+    """The mirror's `upstreams:` entry for it."""
+    tokens: TokenServer | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.registry.log
+
+    def stop(self) -> None:
+        """Stops the registry, and the token server with it."""
+        self.registry.stop()
+        if self.tokens:
+            self.tokens.stop()
+
+
+def plain(store: Path, home: Path) -> Upstream:
+    """An upstream that lets everybody read."""
+    registry = Registry(store, home)
+    return Upstream(registry, {"url": registry.url})
+
+
+def htpasswd(store: Path, home: Path) -> Upstream:
+    """An upstream behind Basic authentication."""
+    need("htpasswd")
+    accounts = home / "accounts"
+    accounts.write_text(run("htpasswd", "-Bbn", USERNAME, PASSWORD, home=home))
+    registry = Registry(store, home, auth={"htpasswd": {"realm": "end-to-end", "path": str(accounts)}})
+    return Upstream(registry, {"url": registry.url, **_credential(home)})
+
+
+def bearer(store: Path, home: Path, key: SigningKey, *, anonymous: bool = False) -> Upstream:
+    """An upstream that wants a token, which its token server gives to our user, or to anybody if `anonymous`."""
+    tokens = TokenServer(free_port(), key, user=None if anonymous else (USERNAME, PASSWORD))
+    auth = {
+        "token": {
+            "realm": f"http://{tokens.address}/token",
+            "service": "end-to-end-registry",
+            "issuer": ISSUER,
+            "rootcertbundle": str(key.certificate),
+        }
+    }
+    try:
+        registry = Registry(store, home, auth=auth)
+    except BaseException:
+        tokens.stop()
+        raise
+    return Upstream(registry, {"url": registry.url, **({} if anonymous else _credential(home))}, tokens)
+
+
+def _credential(home: Path) -> dict[str, str]:
+    password = home / "password"
+    password.write_text(f"{PASSWORD}\n")
+    return {"username": USERNAME, "password_file": str(password)}

@@ -1,0 +1,118 @@
+"""Real clients pull real images through the mirror from a real registry."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.e2e.clients import Client, Containerd, Skopeo
+from tests.e2e.conftest import HUB_REPOSITORY, OTHER_REPOSITORY
+from tests.e2e.images import Image
+from tests.e2e.mirrors import MirrorProcess
+from tests.e2e.registries import PASSWORD, Registry, Upstream
+
+pytestmark = pytest.mark.e2e
+
+IMAGE = f"docker.io/{HUB_REPOSITORY}:1"
+OTHER_IMAGE = f"ghcr.io/{OTHER_REPOSITORY}:1"
+
+
+def blobs_fetched(registry: Registry) -> Counter[str]:
+    """How often each blob's bytes have left the registry."""
+    return Counter(
+        asked.path.rpartition("/")[2].partition("?")[0]
+        for asked in registry.asked()
+        if asked.method == "GET" and "/blobs/" in asked.path and asked.status in (200, 206)
+    )
+
+
+def test_second_pull_asks_upstream_for_nothing(
+    client: Client, image: Image, mirror: MirrorProcess, upstream: Upstream
+) -> None:
+    """Cold, a blob leaves the upstream once; an emptied client then pulls again without a question for content."""
+    mirror.start({"docker.io": upstream.settings})
+    client.pull(IMAGE)
+    client.use(IMAGE, image)
+    cold = upstream.registry.asked()
+    assert blobs_fetched(upstream.registry) == Counter(image.blobs)
+
+    client.empty()
+    client.pull(IMAGE)
+    client.use(IMAGE, image)
+
+    assert [asked for asked in upstream.registry.asked()[len(cold) :] if asked.content] == []
+    # The bytes came from the mirror, not out of a client that was not empty after all.
+    assert mirror.counted("mirror_requests_total", kind="blob", result="hit") >= len(image.blobs)
+
+
+@pytest.mark.parametrize("tag_ttl", ["5m", "0s"], ids=["fresh", "expired"])
+def test_cached_images_outlive_the_upstream(
+    client: Client, image: Image, mirror: MirrorProcess, plain_upstream: Upstream, tag_ttl: str
+) -> None:
+    """With the upstream stopped a cached image still pulls, tag fresh or not, and it does after a restart as well."""
+    upstreams = {"docker.io": plain_upstream.settings}
+    mirror.start(upstreams, tag_ttl=tag_ttl)
+    client.pull(IMAGE)
+    plain_upstream.stop()
+
+    client.empty()
+    client.pull(IMAGE)
+    client.use(IMAGE, image)
+
+    mirror.stop()
+    mirror.start(upstreams, tag_ttl=tag_ttl)
+    client.empty()
+    client.pull(IMAGE)
+    client.use(IMAGE, image)
+
+
+def test_containerd_names_the_upstream(
+    containerd: Containerd, other_image: Image, mirror: MirrorProcess, both_upstreams: dict[str, Upstream]
+) -> None:
+    """containerd says with ns= which registry it means, and gets that registry's image."""
+    mirror.start({name: upstream.settings for name, upstream in both_upstreams.items()})
+    containerd.empty()
+
+    containerd.pull(OTHER_IMAGE)
+
+    containerd.use(OTHER_IMAGE, other_image)
+    assert blobs_fetched(both_upstreams["ghcr.io"].registry) == Counter(other_image.blobs)
+    assert both_upstreams["docker.io"].registry.asked() == []
+
+
+def test_path_names_the_upstream(
+    skopeo: Skopeo, other_image: Image, mirror: MirrorProcess, both_upstreams: dict[str, Upstream]
+) -> None:
+    """A client of containers/image says in the path which registry it means, and gets that registry's image."""
+    mirror.start({name: upstream.settings for name, upstream in both_upstreams.items()})
+    skopeo.empty()
+
+    skopeo.pull(OTHER_IMAGE)
+
+    skopeo.use(OTHER_IMAGE, other_image)
+    assert blobs_fetched(both_upstreams["ghcr.io"].registry) == Counter(other_image.blobs)
+    assert both_upstreams["docker.io"].registry.asked() == []
+
+
+def test_one_token_serves_a_whole_pull(skopeo: Skopeo, mirror: MirrorProcess, bearer_upstream: Upstream) -> None:
+    """However many blobs are fetched at once, the upstream's token endpoint is asked once for the one scope."""
+    mirror.start({"docker.io": bearer_upstream.settings})
+    skopeo.empty()
+
+    skopeo.pull(IMAGE)
+
+    assert bearer_upstream.tokens is not None
+    assert bearer_upstream.tokens.scopes == [f"repository:{HUB_REPOSITORY}:pull"]
+
+
+def test_password_stays_out_of_what_we_write(skopeo: Skopeo, mirror: MirrorProcess, upstream: Upstream) -> None:
+    """Neither the log nor a single file of the cache holds the upstream's password."""
+    mirror.start({"docker.io": upstream.settings})
+    skopeo.empty()
+
+    skopeo.pull(IMAGE)
+
+    mirror.stop()
+    written = [mirror.log, *(path for path in mirror.data.rglob("*") if path.is_file())]
+    assert [path for path in written if PASSWORD.encode() in path.read_bytes()] == []
