@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -83,6 +85,23 @@ def _check_entry(value: str) -> str:
     return value
 
 
+def _parse_path(value: object) -> Path:
+    path = str(value) if isinstance(value, Path) else _text(value)
+    if not path or "\0" in path:
+        raise ValueError("a path as text")
+    return Path(path)
+
+
+def _show_path(path: Path) -> str:
+    return os.path.join(".", path)  # noqa: PTH118 - pathlib drops the leading dot that tells a relative path
+
+
+def _check_username(value: str) -> str:
+    if not value or ":" in value:
+        raise ValueError("a user name, not empty and without a colon")
+    return value
+
+
 def _parse_url(value: object) -> str:
     expected = "an http:// or https:// URL with a host, such as https://registry.corp:5000"
     url = _text(value)
@@ -114,6 +133,8 @@ PositiveDuration = Annotated[Duration, _positive("a duration")]
 PositiveFraction = Annotated[Fraction, _positive("a share")]
 SizeOrShare = Annotated[units.Amount, PlainValidator(units.parse_amount), _shown_as(str)]
 Listen = Annotated[Address, PlainValidator(Address.parse), _shown_as(str)]
+FilePath = Annotated[Path, PlainValidator(_parse_path), _shown_as(_show_path)]
+Username = Annotated[str, AfterValidator(_check_username)]
 Url = Annotated[str, PlainValidator(_parse_url)]
 Host = Annotated[str, PlainValidator(_parse_host)]
 EntryName = Annotated[str, AfterValidator(_check_entry)]

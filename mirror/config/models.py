@@ -28,6 +28,7 @@ from mirror.config.fields import (
     Address,
     Duration,
     EntryName,
+    FilePath,
     Host,
     Listen,
     PositiveDuration,
@@ -37,6 +38,7 @@ from mirror.config.fields import (
     Size,
     SizeOrShare,
     Url,
+    Username,
 )
 from mirror.config.names import HUB, parse_entry
 from mirror.config.units import Amount
@@ -66,7 +68,7 @@ class _Section(BaseModel):
 class Storage(_Section):
     """Where content is kept, and how much of it."""
 
-    path: Path = Path("./data")
+    path: FilePath = Path("./data")
     """Directory of everything that is kept; made if it does not exist."""
 
     max_size: PositiveSize = 20 << 30
@@ -122,13 +124,13 @@ class UpstreamSettings(_Section):
     url: Url | None = None
     """URL of where the registry really is, if not `https://<name>`; not for patterns."""
 
-    username: Annotated[str | None, Field(min_length=1)] = None
+    username: Username | None = None
     """User name to log in with; needs a password."""
 
     password: Annotated[SecretStr | None, Field(min_length=1)] = None
     """Password or token to log in with; `password_file` keeps it out of this file."""
 
-    password_file: Path | None = None
+    password_file: FilePath | None = None
     """File that holds the password or token; read again when it changes."""
 
     tag_ttl: Duration | None = None
@@ -149,7 +151,7 @@ class UpstreamSettings(_Section):
     link_ttl: Duration = 86400.0
     """Duration after which the registry is asked again whether a repository still holds some content."""
 
-    ca_file: Path | None = None
+    ca_file: FilePath | None = None
     """PEM file of the certificate authorities to trust for this registry, in place of the system's."""
 
     insecure: StrictBool = False

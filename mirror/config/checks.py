@@ -1,0 +1,63 @@
+"""What must hold between keys, and between the configuration and the files that it names."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+from mirror.config.fields import Address
+from mirror.config.mistakes import shown
+from mirror.config.models import Settings, Timeouts
+from mirror.config.names import find_entry
+from mirror.config.source import KeyPath
+from mirror.config.units import format_duration
+from mirror.config.wellknown import WELL_KNOWN
+
+_ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - to recognise them, not to listen there
+
+
+def check(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+    """Yields the key and a predicate for each mistake; reads the files that are named."""
+    if _collide(settings.listen, settings.admin_listen):
+        yield ("admin_listen",), f"is {settings.admin_listen}, taken by listen; expected another port"
+    if find_entry(settings.default_upstream, settings.upstreams, WELL_KNOWN) is None:
+        found = shown(settings.default_upstream)
+        yield ("default_upstream",), f"is {found}; expected a registry in upstreams or a well-known public one"
+    yield from _check_timeouts(settings.timeouts)
+    for entry, upstream in settings.upstreams.items():
+        if upstream.password_file is not None and (trouble := _unreadable(upstream.password_file)):
+            yield ("upstreams", entry, "password_file"), trouble
+        if upstream.ca_file is not None and (trouble := _unreadable(upstream.ca_file) or _no_pem(upstream.ca_file)):
+            yield ("upstreams", entry, "ca_file"), trouble
+
+
+def _check_timeouts(timeouts: Timeouts) -> Iterator[tuple[KeyPath, str]]:
+    if timeouts.stale_after > timeouts.first_byte:
+        limits = format_duration(timeouts.stale_after), format_duration(timeouts.first_byte)
+        yield ("timeouts", "stale_after"), "is {}; expected at most first_byte, which is {}".format(*limits)
+
+
+def _collide(one: Address, other: Address) -> bool:
+    same_host = one.host == other.host or one.host in _ANY_HOST or other.host in _ANY_HOST
+    return same_host and one.port == other.port and one.port != 0
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        # A pipe or device could block us here, and cannot be read again later.
+        if path.exists() and not path.is_file():
+            return f"is {shown(path)}, which is not a file; expected a readable file"
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as exc:
+        return f"is {shown(path)}, which cannot be read ({exc.strerror}); expected a readable file"
+    return None
+
+
+def _no_pem(path: Path) -> str | None:
+    try:
+        ssl.create_default_context(cafile=path)
+    except (ssl.SSLError, OSError):
+        return f"is {shown(path)}, which holds no certificate; expected a PEM file"
+    return None
