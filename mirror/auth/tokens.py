@@ -1,0 +1,170 @@
+"""Bearer tokens: minted once for any number of requests, kept until shortly before they expire."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from yarl import URL
+
+from mirror.auth.credentials import Credential
+from mirror.auth.realm import check_realm
+from mirror.memory import Key, Memory
+from mirror.oci.errors import UpstreamUnavailable
+from mirror.singleflight import SingleFlight
+from mirror.transport import Deadline, Destination, Request, Response, Transport
+
+KIND = "auth"
+"""The `kind` of our own errands in metrics: pings and tokens."""
+
+_RESPONSE_LIMIT = 64 << 10
+_SHORTEST = 60.0
+_LONGEST = 86400.0
+_EARLY = 10.0
+_SENDABLE = re.compile(r"[\x21-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a token is for: one endpoint, one credential (None: anonymous), one scope (empty: none)."""
+
+    realm: URL
+    service: str | None
+    scope: str
+    credential: Credential | None
+
+    @property
+    def key(self) -> Key:
+        """The key of its token; holds no secret."""
+        identity = self.credential.identity if self.credential else ""
+        service = "" if self.service is None else f"={self.service}"
+        return ("token", str(self.realm), service, identity, self.scope)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A bearer token; `fresh` if it was minted for the request that asked for it."""
+
+    value: str = field(repr=False)
+    fresh: bool = True
+
+    @property
+    def header(self) -> str:
+        """The Authorization header."""
+        return f"Bearer {self.value}"
+
+
+class EndpointRefused(Exception):
+    """The token endpoint answered 401 or 403; what that means depends on what was sent."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the token endpoint answered {status}")
+        self.status = status
+
+
+class _Answer(msgspec.Struct):
+    token: str | None = None
+    access_token: str | None = None
+    expires_in: Any = None  # some write it as text, and a bad lifetime does not make a bad token
+    issued_at: Any = None
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+
+
+class Tokens:
+    """Gives tokens from memory or from the endpoint; failures are never remembered."""
+
+    def __init__(self, transport: Transport, memory: Memory, clock: Callable[[], float]) -> None:
+        """`clock` is Unix time, against which `issued_at` is read."""
+        self._transport = transport
+        self._memory = memory
+        self._clock = clock
+        self._minting = SingleFlight()
+
+    async def get(self, destination: Destination, grant: Grant, deadline: Deadline) -> Token:
+        """A token from memory, or a fresh one.
+
+        Raises EndpointRefused, and UpstreamUnavailable where the endpoint gives no usable answer.
+        """
+        known = await self._memory.get(grant.key)
+        if known is not None:
+            return Token(known, fresh=False)
+        self._transport.check_pause(grant.realm, deadline)
+        # The mint is everyone's, so it has a deadline of its own: the caller that happens to start it may be impatient.
+        patience = Deadline.after(self._transport.timeouts.first_byte)
+        minted = self._minting.run(grant.key, lambda: self._mint(destination, grant, patience))
+        return await deadline.bound(minted, f"token from {grant.realm.host}")
+
+    async def discard(self, grant: Grant, token: Token) -> None:
+        """Forgets a token that the registry refused, unless another has taken its place."""
+        if await self._memory.get(grant.key) == token.value:
+            await self._memory.delete(grant.key)
+
+    async def close(self) -> None:
+        """Ends what is being minted."""
+        await self._minting.close()
+
+    async def refuses(self, destination: Destination, grant: Grant, deadline: Deadline) -> bool:
+        """Whether the endpoint refuses the grant's credential even where nothing is asked for.
+
+        Asked anew each time: the answer decides between "not allowed" and "our password is no longer good".
+        """
+        bare = replace(grant, scope="")
+        patience = Deadline.after(self._transport.timeouts.first_byte)
+        asking = self._minting.run(("bare", *bare.key), lambda: self._ask(destination, bare, patience))
+        response = await deadline.bound(asking, f"token from {grant.realm.host}")
+        return response.status in (401, 403)
+
+    async def _mint(self, destination: Destination, grant: Grant, deadline: Deadline) -> Token:
+        response = await self._ask(destination, grant, deadline)
+        if response.status in (401, 403):
+            raise EndpointRefused(response.status)
+        if response.status != 200:
+            raise UpstreamUnavailable(f"{response.asked}: answered {response.status}, not with a token", reason="token")
+        value, seconds = self._read(response.body, response.asked)
+        await self._memory.set(grant.key, value, seconds - _EARLY)
+        return Token(value)
+
+    async def _ask(self, destination: Destination, grant: Grant, deadline: Deadline) -> Response:
+        query = [("service", grant.service)] if grant.service is not None else []
+        query += [("scope", scope) for scope in grant.scope.split()]
+        request = Request(
+            destination,
+            grant.realm.extend_query(query),
+            KIND,
+            authorization=grant.credential.header if grant.credential else None,
+            read=_RESPONSE_LIMIT,
+            led_by="realm",
+            check_redirect=lambda target: check_realm(target, destination.url, destination.settings.token_hosts),
+        )
+        return await self._transport.send(request, deadline)
+
+    def _read(self, body: bytes, asked: str) -> tuple[str, float]:
+        """The token and the seconds that it lives from now."""
+        try:
+            answer = _decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise UpstreamUnavailable(f"{asked}: answered with something that is no token", reason="token") from None
+        value = answer.token or answer.access_token or ""
+        if _SENDABLE.fullmatch(value) is None:
+            raise UpstreamUnavailable(f"{asked}: answered without a usable token", reason="token")
+        return value, _lifetime(answer, self._clock())
+
+
+def _lifetime(answer: _Answer, now: float) -> float:
+    """Seconds of life left: `expires_in`, at least a minute, from `issued_at`, or from now where that is nonsense."""
+    try:
+        seconds = min(max(float(answer.expires_in or 0), _SHORTEST), _LONGEST)
+    except (ValueError, TypeError):
+        seconds = _SHORTEST
+    try:
+        issued = datetime.fromisoformat(answer.issued_at)
+        age = now - (issued if issued.tzinfo else issued.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        age = 0.0
+    return seconds - age if 0 <= age < seconds else seconds

@@ -1,0 +1,46 @@
+"""The one place where errors of aiohttp and the operating system become ours."""
+
+from __future__ import annotations
+
+import aiohttp
+
+from mirror.oci.errors import UpstreamTimeout, UpstreamUnavailable
+from mirror.transport.addresses import PrivateAddress
+
+RETRIED = frozenset({"unreachable", "dns", "reset", "timeout", "status", "stall", "throttled"})
+"""Reasons after which asking again may help. Not tls: a certificate does not get better within seconds."""
+
+CAUGHT = (aiohttp.ClientError, OSError, ValueError)
+"""What a send or a read may raise besides TimeoutError, which is an OSError; ValueError for what cannot be sent."""
+
+
+class RedirectExpired(UpstreamUnavailable):
+    """A redirect's target refused what the upstream had sent us to it for; a fresh redirect may do better."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="redirect")
+
+
+def translate(error: Exception, asked: str, led_by: str = "redirect") -> UpstreamUnavailable:
+    """The error to raise, from `error`, for a request called `asked` in messages; `led_by` is the reason of a guard."""
+    if isinstance(error, TimeoutError):
+        return UpstreamTimeout(f"{asked}: no answer in time")
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        if isinstance(error.os_error, PrivateAddress):
+            return UpstreamUnavailable(f"{asked}: {error.os_error}", reason=led_by)
+        return UpstreamUnavailable(f"{asked}: the host name does not resolve", reason="dns")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return UpstreamUnavailable(f"{asked}: TLS failed: {_tls(error)}", reason="tls")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return UpstreamUnavailable(f"{asked}: cannot connect: {error.os_error.strerror or 'unknown'}")
+    if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, OSError)):
+        return UpstreamUnavailable(f"{asked}: the connection broke", reason="reset")
+    # Messages of these errors quote what the peer sent, so they stay out of ours.
+    return UpstreamUnavailable(f"{asked}: not an HTTP answer we can use ({type(error).__name__})", reason="protocol")
+
+
+def _tls(error: aiohttp.ClientSSLError) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        certificate = error.certificate_error
+        return str(getattr(certificate, "verify_message", "") or "the certificate does not verify")
+    return getattr(error.os_error, "reason", None) or "no handshake"

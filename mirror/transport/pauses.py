@@ -1,0 +1,126 @@
+"""Retry-After: what it says, and the pause it means for everyone who asks that host."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+from mirror.oci.errors import UpstreamThrottled, UpstreamUnavailable
+from mirror.transport.deadline import Deadline
+
+LONGEST = 300.0
+"""Seconds; no upstream can silence us for longer."""
+
+_LONGEST_GUESS = 60.0
+_EPOCH = 1e9
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|ns|us|\D{1,2}s|s)", re.ASCII)
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
+
+def parse_retry_after(header: str | None, now: float) -> float | None:
+    """Seconds to wait, 0 to LONGEST; None where the header is absent or means nothing to us.
+
+    Read are seconds, HTTP-dates, Unix epochs in seconds or milliseconds (Docker Hub has sent them: numbers too large
+    to be a wait) and durations such as `880µs` (GHCR). `now` is Unix time.
+    """
+    if header is None:
+        return None
+    text = header.strip()
+    seconds = _number(text, now)
+    if seconds is None:
+        seconds = _date(text, now)
+    if seconds is None:
+        seconds = _duration(text.partition(",")[0].strip())
+    return None if seconds is None else min(max(seconds, 0.0), LONGEST)
+
+
+def _number(text: str, now: float) -> float | None:
+    if re.fullmatch(r"-?\d{1,18}(\.\d{1,9})?", text, re.ASCII) is None:
+        return None
+    value = float(text)
+    if value >= _EPOCH * 1000:
+        value /= 1000
+    return value - now if value >= _EPOCH else value
+
+
+def _date(text: str, now: float) -> float | None:
+    try:
+        moment = parsedate_to_datetime(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return moment.timestamp() - now
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return None
+
+
+def _duration(text: str) -> float | None:
+    parts = _DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        return None
+    # µ has two code points and, undecoded, a third form: any other letter before the s is taken for it.
+    return sum(float(number) * _UNITS.get(unit, 1e-6) for number, unit in parts)
+
+
+@dataclass(slots=True)
+class _Pause:
+    until: float = 0.0
+    strikes: int = 0
+    throttled: bool = True
+
+
+class Pauses:
+    """Which hosts asked us to wait, and until when; at most `most` of them, the longest untouched go first."""
+
+    def __init__(self, bare: float, most: int = 1024) -> None:
+        """`bare`: seconds of the first pause after a 429 without Retry-After; doubled while they go on."""
+        self._bare = bare
+        self._most = most
+        self._hosts: OrderedDict[str, _Pause] = OrderedDict()
+
+    def remaining(self, host: str) -> float:
+        """Seconds until `host` may be asked again."""
+        pause = self._hosts.get(host)
+        return max(0.0, pause.until - time.monotonic()) if pause else 0.0
+
+    def asked_to_wait(self, host: str, retry_after: float | None, *, throttled: bool) -> float:
+        """Notes a 429 (`throttled`), or a 503 with Retry-After; returns the seconds that everyone now waits."""
+        pause = self._hosts.setdefault(host, _Pause())
+        self._hosts.move_to_end(host)
+        while len(self._hosts) > self._most:
+            self._hosts.popitem(last=False)
+        seconds = retry_after
+        if seconds is None:
+            if self.remaining(host):  # one of many that were on their way when the first was refused
+                return self.remaining(host)
+            seconds = min(self._bare * 2**pause.strikes, _LONGEST_GUESS)
+            pause.strikes += 1
+        pause.until = max(pause.until, time.monotonic() + seconds)
+        pause.throttled = throttled
+        return seconds
+
+    def answered(self, host: str) -> None:
+        """Notes an answer that is no refusal: the next bare 429 starts from the shortest pause again."""
+        if host in self._hosts and not self.remaining(host):
+            del self._hosts[host]
+
+    def check(self, host: str, deadline: Deadline) -> None:
+        """Raises UpstreamThrottled (UpstreamUnavailable after a 503) where the pause outlasts the deadline."""
+        seconds = self.remaining(host)
+        if not seconds or seconds < deadline.remaining():
+            return
+        if self._hosts[host].throttled:
+            raise UpstreamThrottled(f"{host} asked us to slow down", retry_after=seconds)
+        raise UpstreamUnavailable(f"{host} asked us to come back later", reason="status", retry_after=seconds)
+
+    async def wait(self, host: str, deadline: Deadline) -> None:
+        """Waits the pause out, a little unevenly, so that not everyone comes back at once; raises as `check`."""
+        while seconds := self.remaining(host):
+            self.check(host, deadline)
+            unevenly = seconds * random.uniform(1.0, 1.1)  # noqa: S311 (not a secret)
+            await asyncio.sleep(min(unevenly, deadline.remaining()))

@@ -1,0 +1,148 @@
+"""Answers: status and headers, and a body that is bounded in size, in silence and in slowness."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from typing import Self
+
+import aiohttp
+from prometheus_client import Counter
+from yarl import URL
+
+from mirror.config import Timeouts
+from mirror.oci.errors import UpstreamUnavailable
+from mirror.transport.failures import CAUGHT, translate
+
+_ERROR_BODY = 64 << 10
+_STEPS = 8
+
+
+class Response:
+    """An answer. Whoever gets one with `streaming` true must exhaust or close it; any other is already closed.
+
+    `body` holds a body that was read whole: of an error (at most 64 KiB, as far as it came), or as the request asked.
+    `redirected`: it came from a redirect's target, not from the address that was asked.
+    """
+
+    def __init__(
+        self, response: aiohttp.ClientResponse, asked: str, timeouts: Timeouts, received: Counter, *, redirected: bool
+    ) -> None:
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+        self.url: URL = response.url
+        self.redirected = redirected
+        self.asked = asked
+        self.body = b""
+        self._response = response
+        self._timeouts = timeouts
+        self._received = received
+
+    def header_values(self, name: str) -> list[str]:
+        """Every value of a header that may come several times."""
+        return self._response.headers.getall(name, [])
+
+    @property
+    def content_length(self) -> int | None:
+        """Bytes that Content-Length promises; None where it is absent or no number."""
+        text = self.headers.get("Content-Length", "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+    @property
+    def content_encoding(self) -> str | None:
+        """Content-Encoding, lower case; None where the bytes are said to be as they are."""
+        value = self.headers.get("Content-Encoding", "").strip().lower()
+        return value if value not in ("", "identity") else None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives, in pieces that are not empty; aiohttp checks it against Content-Length.
+
+        Raises UpstreamUnavailable: reason reset (broken or short), stall (nothing for `timeouts.stall`) or slow (less
+        than `min_rate` over `min_rate_window`; only time spent waiting for the upstream counts).
+        """
+        rate = _Rate(self._timeouts.min_rate, self._timeouts.min_rate_window)
+        try:
+            while True:
+                began = time.monotonic()
+                chunk = await self._next()
+                if not chunk:
+                    return
+                self._received.inc(len(chunk))
+                if rate.too_slow(time.monotonic() - began, len(chunk)):
+                    raise UpstreamUnavailable(f"{self.asked}: the body comes too slowly", reason="slow")
+                yield chunk
+        finally:
+            self.close()
+
+    async def read(self, limit: int) -> None:
+        """Reads the whole body into `body`. Raises as `chunks`, and reason size for more than `limit` bytes."""
+        promised = self.content_length
+        if promised is not None and promised > limit and self._response.method != "HEAD":
+            self.close()
+            raise UpstreamUnavailable(f"{self.asked}: the answer has {promised} bytes, over {limit}", reason="size")
+        parts = bytearray()
+        async for chunk in self.chunks():
+            parts += chunk
+            if len(parts) > limit:
+                self.close()
+                raise UpstreamUnavailable(f"{self.asked}: the answer has over {limit} bytes", reason="size")
+        self.body = bytes(parts)
+
+    async def read_error(self, within: float) -> None:
+        """Reads an error's body if it comes soon (seconds), to explain it and to use its connection again."""
+        try:
+            async with asyncio.timeout(within):
+                await self.read(_ERROR_BODY)
+        except (TimeoutError, UpstreamUnavailable):
+            self.close()  # the status has said what matters
+
+    def close(self) -> None:
+        """Gives the connection back if the body was read, else closes it. May be called again."""
+        self._response.release()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    async def _next(self) -> bytes:
+        try:
+            async with asyncio.timeout(self._timeouts.stall):
+                return await self._response.content.readany()
+        except TimeoutError:
+            raise UpstreamUnavailable(f"{self.asked}: the body stalled", reason="stall") from None
+        except CAUGHT as error:
+            raise translate(error, self.asked) from error
+
+
+class _Rate:
+    """Bytes per second over a window of waiting time that slides in steps."""
+
+    def __init__(self, least: int, window: float) -> None:
+        self._least = least
+        self._window = window
+        self._steps: deque[tuple[float, int]] = deque()
+        self._waited = self._step_waited = 0.0
+        self._bytes = self._step_bytes = 0
+
+    def too_slow(self, waited: float, arrived: int) -> bool:
+        """Counts `arrived` bytes after `waited` seconds; True once a full window held less than `least` per second."""
+        self._step_waited += waited
+        self._step_bytes += arrived
+        if self._step_waited < self._window / _STEPS:
+            return False
+        self._steps.append((self._step_waited, self._step_bytes))
+        self._waited += self._step_waited
+        self._bytes += self._step_bytes
+        self._step_waited, self._step_bytes = 0.0, 0
+        if self._waited < self._window:
+            return False
+        slow = self._bytes < self._least * self._waited
+        while self._steps and self._waited >= self._window:
+            oldest_waited, oldest_bytes = self._steps.popleft()
+            self._waited -= oldest_waited
+            self._bytes -= oldest_bytes
+        return slow

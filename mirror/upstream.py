@@ -1,0 +1,298 @@
+"""Whom we ask: the pull API of the distribution specification, seen from its client's side."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import NoReturn, Self
+
+from mirror.auth import Authenticator
+from mirror.oci.byte_range import ByteRange, parse_content_range
+from mirror.oci.digest import Digest
+from mirror.oci.envelope import error_codes
+from mirror.oci.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    ManifestUnknown,
+    NameUnknown,
+    UpstreamUnavailable,
+)
+from mirror.oci.manifest import ACCEPT, MANIFEST_LIMIT
+from mirror.oci.reference import Reference
+from mirror.routing import Router, Target, UpstreamName
+from mirror.transport import Deadline, Destination, Request, Response, Transport
+
+_NO_HEAD = (405, 501)
+_RANGE_REFUSED = frozenset({400, 416})
+_FIRST_BYTE = ByteRange(0, 0)
+_MOST_DESTINATIONS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestHead:
+    """What a HEAD told, nothing of it verified. `digest` None: it was of no use (405, 501, no digest, no length, or
+    a redirect whose target does not answer HEAD), a GET must tell."""
+
+    digest: Digest | None
+    size: int | None
+    content_type: str | None
+
+
+_NO_USE = ManifestHead(None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestBody:
+    """A manifest's bytes as they came; `digest` is what the upstream's header says, `content` is not verified.
+
+    `content_encoding` (lower case) is there in spite of our asking for none: if `content` has not the digest that it
+    should, it may have it decoded.
+    """
+
+    content: bytes
+    digest: Digest | None
+    content_type: str | None
+    content_encoding: str | None = None
+
+
+class BlobStream:
+    """A blob on its way: headers are there, the body follows. Close it, or use it as an async context manager.
+
+    start: offset in the blob of the first byte that `chunks` gives
+    size: bytes of the whole blob; None if the upstream did not say, or said it of encoded bytes
+    partial: whether it is the range that was asked for (206); a whole body starts at 0
+    content_encoding: as in ManifestBody
+    """
+
+    def __init__(self, response: Response, *, start: int, size: int | None, length: int | None, partial: bool) -> None:
+        self.start = start
+        self.size = size
+        self.partial = partial
+        self.content_encoding = response.content_encoding
+        self._response = response
+        self._length = length
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives, in pieces that are not empty; can be consumed once.
+
+        Ends normally only when the promised length has come, or, where none was promised, at a clean end. Raises
+        UpstreamUnavailable: reason reset (broken, short or too long), stall or slow.
+        """
+        arrived = 0
+        async for chunk in self._response.chunks():
+            arrived += len(chunk)
+            if self._length is not None and arrived > self._length:
+                await self.close()
+                raise UpstreamUnavailable(f"{self._response.asked}: more bytes than promised", reason="reset")
+            yield chunk
+        if self._length is not None and arrived < self._length:
+            raise UpstreamUnavailable(f"{self._response.asked}: the body ended early", reason="reset")
+
+    async def close(self) -> None:
+        """Gives the connection back, or closes it if the body is not exhausted. May be called again."""
+        self._response.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class Upstreams:
+    """Asks upstream registries. Every method raises, besides what it says,
+
+    NameUnknown, or ManifestUnknown or BlobUnknown, for a 404 of the registry itself; UpstreamRefused for its refusal of
+    what we rightly showed; UpstreamUnavailable and its children where there is no such answer.
+    """
+
+    def __init__(self, router: Router, transport: Transport, authenticator: Authenticator) -> None:
+        self._router = router
+        self._transport = transport
+        self._authenticator = authenticator
+        self._destinations: OrderedDict[UpstreamName, Destination] = OrderedDict()
+
+    async def head_manifest(self, target: Target, reference: Reference, deadline: Deadline) -> ManifestHead:
+        """What the upstream says that `reference` is now; at Docker Hub this costs no quota."""
+        request = self._request(target, "manifest", f"manifests/{reference}", method="HEAD", headers={"Accept": ACCEPT})
+        try:
+            response = await self._authenticator.send(request, target.repository, deadline)
+        except UpstreamUnavailable as error:
+            if error.reason == "redirect":
+                return _NO_USE  # signed URLs are bound to their method
+            raise
+        if response.status in _NO_HEAD:
+            return _NO_USE
+        if response.status != 200:
+            _fail(response, target, ManifestUnknown(f"{target}: the upstream has no manifest {reference}"))
+        digest, size = _digest_of(response.headers), response.content_length
+        if digest is None or size is None or response.content_encoding is not None:
+            return _NO_USE
+        return ManifestHead(digest, size, response.headers.get("Content-Type"))
+
+    async def get_manifest(self, target: Target, reference: Reference, deadline: Deadline) -> ManifestBody:
+        """The manifest's bytes, at most MANIFEST_LIMIT; reason size for more, content for what cannot be a manifest."""
+        request = self._request(
+            target, "manifest", f"manifests/{reference}", headers={"Accept": ACCEPT}, read=MANIFEST_LIMIT
+        )
+        response = await self._authenticator.send(request, target.repository, deadline)
+        if response.status != 200:
+            _fail(response, target, ManifestUnknown(f"{target}: the upstream has no manifest {reference}"))
+        if response.content_encoding is None and response.body.lstrip()[:1] in (b"", b"<"):
+            # Pages for people come with 200, too: logins, limits, maintenance.
+            raise UpstreamUnavailable(f"{response.asked}: answered with a page, not a manifest", reason="content")
+        return ManifestBody(
+            response.body,
+            _digest_of(response.headers),
+            response.headers.get("Content-Type"),
+            response.content_encoding,
+        )
+
+    async def head_blob(self, target: Target, digest: Digest, deadline: Deadline) -> int | None:
+        """The blob's size in bytes, from the upstream's mouth: it would give it to us in this repository.
+
+        A HEAD that is redirected or says no length proves nothing: then the first byte is asked for. None: the
+        upstream has the blob and tells no size.
+        """
+        request = self._request(target, "blob", f"blobs/{digest}", method="HEAD", follow=False)
+        response = await self._authenticator.send(request, target.repository, deadline)
+        if response.status == 200 and _says(response, digest) and response.content_encoding is None:
+            if response.content_length is not None:
+                return response.content_length
+        elif response.status not in (200, *_NO_HEAD) and not 300 <= response.status < 400:
+            _fail(response, target, BlobUnknown(f"{target}: the upstream has no blob {digest}"))
+        return await self._size_by_first_byte(target, digest, deadline)
+
+    async def open_blob(
+        self, target: Target, digest: Digest, deadline: Deadline, byte_range: ByteRange | None = None
+    ) -> BlobStream:
+        """The blob, or the bytes of `byte_range`; tries again until headers are there, not after.
+
+        Raises UpstreamUnavailable with reason range where the upstream does not like the range, or answers with
+        another one: ask without. A whole body in answer to a range is no error, see `partial`.
+        """
+        response = await self._get_blob(target, digest, deadline, byte_range)
+        try:
+            return _stream(response, target, digest, byte_range)
+        except BaseException:
+            response.close()
+            raise
+
+    async def close(self) -> None:
+        """Ends what runs and closes every connection, those of the authenticator and the transport included."""
+        await self._authenticator.close()
+        await self._transport.close()
+
+    async def _get_blob(
+        self, target: Target, digest: Digest, deadline: Deadline, byte_range: ByteRange | None
+    ) -> Response:
+        headers = {"Range": byte_range.header} if byte_range is not None else {}
+        heeded = _RANGE_REFUSED if byte_range is not None else frozenset()
+        request = self._request(target, "blob", f"blobs/{digest}", headers=headers, heeded=heeded)
+        return await self._authenticator.send(request, target.repository, deadline)
+
+    async def _size_by_first_byte(self, target: Target, digest: Digest, deadline: Deadline) -> int | None:
+        async with await self._get_blob(target, digest, deadline, _FIRST_BYTE) as response:
+            if response.status == 416 and _empty(response):
+                return 0
+            stream = _stream(response, target, digest, _FIRST_BYTE)
+            return stream.size
+
+    def _request(
+        self,
+        target: Target,
+        kind: str,
+        path: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        read: int | None = None,
+        follow: bool = True,
+        heeded: frozenset[int] = frozenset(),
+    ) -> Request:
+        destination = self._destination(target.upstream)
+        return Request(
+            destination,
+            destination.at(f"/v2/{target.repository}/{path}"),
+            kind,
+            method=method,
+            headers=headers or {},
+            read=read,
+            follow=follow,
+            heeded=heeded,
+        )
+
+    def _destination(self, upstream: UpstreamName) -> Destination:
+        destination = self._destinations.get(upstream)
+        if destination is None:
+            destination = self._destinations[upstream] = Destination.of(upstream, self._router.settings(upstream))
+            if len(self._destinations) > _MOST_DESTINATIONS:
+                self._destinations.popitem(last=False)
+        return destination
+
+
+def _stream(response: Response, target: Target, digest: Digest, byte_range: ByteRange | None) -> BlobStream:
+    """The stream that a GET's answer is, or the error that it means."""
+    status = response.status
+    if byte_range is not None and status in _RANGE_REFUSED:
+        raise UpstreamUnavailable(f"{response.asked}: answered {status} to {byte_range.header}", reason="range")
+    if status == 206:
+        return _partial(response, byte_range)
+    if status != 200:
+        _fail(response, target, BlobUnknown(f"{target}: the upstream has no blob {digest}"))
+    if response.redirected and _is_html(response):
+        raise UpstreamUnavailable(f"{response.asked}: its redirect led to a web page", reason="redirect")
+    length = response.content_length
+    size = length if response.content_encoding is None else None
+    return BlobStream(response, start=0, size=size, length=length, partial=False)
+
+
+def _partial(response: Response, byte_range: ByteRange | None) -> BlobStream:
+    """A 206 that gives a beginning of what was asked for, and says as much of it as it sends; else reason range."""
+    sent = parse_content_range(response.headers.get("Content-Range"))
+    if (
+        sent is None
+        or byte_range is None
+        or sent.start != byte_range.start
+        or sent.end > byte_range.end
+        or response.content_length not in (None, sent.end - sent.start + 1)
+    ):
+        raise UpstreamUnavailable(f"{response.asked}: answered with another range than was asked for", reason="range")
+    length = sent.end - sent.start + 1
+    size = sent.size if response.content_encoding is None else None
+    return BlobStream(response, start=sent.start, size=size, length=length, partial=True)
+
+
+def _empty(response: Response) -> bool:
+    """Whether a 416 says that there is nothing at all, so that no range could be satisfied (RFC 9110 §14.4)."""
+    return response.headers.get("Content-Range", "").replace(" ", "").lower() == "bytes*/0"
+
+
+def _says(response: Response, digest: Digest) -> bool:
+    """Whether Docker-Content-Digest, if there is one, agrees; another algorithm's digest may be of the same bytes."""
+    text = response.headers.get("Docker-Content-Digest")
+    if text is None:
+        return True
+    said = _digest_of(response.headers)
+    return said is not None and (said == digest or said.algorithm != digest.algorithm)
+
+
+def _digest_of(headers: Mapping[str, str]) -> Digest | None:
+    try:
+        return Digest.parse(headers.get("Docker-Content-Digest", "").strip())
+    except DigestInvalid:
+        return None
+
+
+def _is_html(response: Response) -> bool:
+    return response.headers.get("Content-Type", "").lstrip().lower().startswith(("text/html", "application/xhtml"))
+
+
+def _fail(response: Response, target: Target, unknown: ManifestUnknown | BlobUnknown) -> NoReturn:
+    """Raises what a status means that is no success."""
+    if response.status == 404:
+        if "NAME_UNKNOWN" in error_codes(response.body):
+            raise NameUnknown(f"{target}: the upstream has no such repository")
+        raise unknown
+    raise UpstreamUnavailable(f"{response.asked}: answered {response.status}", reason="status")
