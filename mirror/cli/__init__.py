@@ -1,0 +1,19 @@
+"""The command line: `mirror serve`, `mirror check-config`. Exit codes: 0 ok, 1 failed, 2 bad usage or configuration."""
+
+import click
+
+from mirror import __version__
+from mirror.cli.config import check_config
+from mirror.cli.serve import serve
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="mirror")
+def main() -> None:
+    """A caching pull-through proxy for container registries."""
+
+
+main.add_command(serve)
+main.add_command(check_config)
+
+__all__ = ["main"]

@@ -1,0 +1,34 @@
+"""`mirror serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mirror import log
+from mirror.cli.config import load_or_exit
+from mirror.oci.errors import MirrorError
+
+
+@click.command()
+@click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="Configuration in YAML.")
+def serve(file: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Without a configuration: Docker Hub and the well-known public registries on 127.0.0.1:5000, kept in ./data.
+    """
+    settings = load_or_exit(file)
+    # Here, so that the other commands need not wait for the whole application to be imported.
+    from mirror import server
+
+    try:
+        code = server.serve(settings)
+    except (MirrorError, OSError) as exc:
+        # What an operator can mend: a port in use, a data directory that is locked or not ours.
+        log.close()
+        click.echo(f"mirror: {exc}", err=True)
+        code = 1
+    finally:
+        log.close()
+    raise SystemExit(code)

@@ -1,0 +1,263 @@
+"""Structured log lines that never make anyone wait: callers put them in a bounded queue, one thread writes them.
+
+Loggers come from `structlog.get_logger()`; standard logging and warnings of libraries take the same way out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import sys
+import threading
+import time
+import traceback
+from functools import lru_cache
+from pathlib import PurePath
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol, TextIO
+
+import msgspec
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+QUEUE_LINES = 10_000
+"""Lines that may wait to be written; more are dropped and counted."""
+
+CLOSE_SECONDS = 2.0
+"""How long `close` waits for a reader of the lines."""
+
+_LINE_LIMIT = 32 << 10
+_BATCH_LINES = 4096
+_BATCH_SECONDS = 0.02
+_FRAMES = 12
+_CAUSES = 4
+
+
+class Drops(Protocol):
+    """Counts dropped lines; a Prometheus counter is one."""
+
+    def inc(self, amount: float = 1) -> None: ...
+
+
+class LineWriter:
+    """One thread that writes lines to a stream, and a bounded queue in front of it.
+
+    `put` never blocks. It is safe to be called from a finalizer, in the middle of another `put` of the same thread:
+    asyncio logs from there.
+    """
+
+    def __init__(self, stream: TextIO, drops: Drops | None = None, *, limit: int = QUEUE_LINES) -> None:
+        self._stream = stream
+        self._descriptor = _descriptor_of(stream)
+        self._drops = drops
+        self._limit = limit
+        # SimpleQueue has no bound of its own, but its put is reentrant, which that of Queue is not.
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._closing = threading.Event()
+        # A daemon, so that a pipe that nobody reads cannot keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def put(self, line: str) -> None:
+        """Queues a line (without its line end), or drops it where too many wait."""
+        if self._closing.is_set() or self._lines.qsize() >= self._limit:
+            self._dropped(1)
+        else:
+            self._lines.put(line)
+
+    def close(self, timeout: float = CLOSE_SECONDS) -> None:
+        """Writes what waits, for at most `timeout` seconds; later lines are dropped."""
+        self._closing.set()
+        self._lines.put(None)
+        self._thread.join(timeout)
+
+    def _dropped(self, count: int) -> None:
+        if self._drops is not None:
+            self._drops.inc(count)
+
+    def _run(self) -> None:
+        while (lines := self._next_lines()) is not None:
+            try:
+                self._write("".join(f"{line}\n" for line in lines))
+            except (OSError, ValueError):
+                # Nobody reads any more (EPIPE), or the stream was closed; there is no one to tell.
+                self._dropped(len(lines))
+            # Lines gather meanwhile: waking this thread for each costs more than writing it.
+            self._closing.wait(_BATCH_SECONDS)
+
+    def _next_lines(self) -> list[str] | None:
+        """At least one line, and those that wait behind it; None at the end."""
+        first = self._lines.get()
+        if first is None:
+            return None
+        lines = [first]
+        while len(lines) < _BATCH_LINES:
+            try:
+                line = self._lines.get_nowait()
+            except Empty:
+                break
+            if line is None:
+                self._lines.put(None)
+                break
+            lines.append(line)
+        return lines
+
+    def _write(self, text: str) -> None:
+        if self._descriptor is None:
+            self._stream.write(text)
+            self._stream.flush()
+            return
+        # Past the stream's own buffer and lock: a daemon thread that holds them when Python ends makes it abort.
+        left = memoryview(text.encode("utf-8", "backslashreplace"))
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:
+                select.select((), (self._descriptor,), ())
+
+
+class _Output:
+    """What structlog and standard logging hand finished lines to: the writer of the latest `configure`."""
+
+    writer: LineWriter | None = None
+
+    def put(self, line: str) -> None:
+        if self.writer is not None:
+            self.writer.put(line)
+
+    msg = debug = info = warning = error = critical = exception = log = put
+
+
+_output = _Output()
+
+
+def configure(
+    level: str = "info",
+    stream: TextIO | None = None,
+    metrics_dropped: Drops | None = None,
+    force_json: bool | None = None,
+) -> None:
+    """Sets logging up for the process, anew if it was set up before.
+
+    Lines of `level` and above go to `stream` (standard error by default), for people where it is a terminal and as one
+    JSON object a line where it is not; `force_json` overrides that. Dropped lines are counted in `metrics_dropped`.
+    Hot paths keep the result of `structlog.get_logger().bind()`, made after this: it saves the set-up of each call.
+    """
+    close()
+    stream = stream or sys.stderr
+    as_json = not stream.isatty() if force_json is None else force_json
+    processors = _processors(as_json=as_json)
+    _output.writer = LineWriter(stream, metrics_dropped)
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *args: _output,
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [*_foreign(root.handlers), _Bridge(processors)]
+    root.setLevel(level.upper())
+    logging.captureWarnings(capture=True)
+
+
+def close(timeout: float = CLOSE_SECONDS) -> None:
+    """Writes the lines that wait, for at most `timeout` seconds, and lets go of the stream. Idempotent."""
+    writer, _output.writer = _output.writer, None
+    root = logging.getLogger()
+    root.handlers[:] = _foreign(root.handlers)
+    logging.captureWarnings(capture=False)
+    if writer is not None:
+        writer.close(timeout)
+
+
+class _Bridge(logging.Handler):
+    """Takes the records of standard logging through our processors."""
+
+    def __init__(self, processors: list[Processor]) -> None:
+        super().__init__()
+        self._processors = processors
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event: Any = {"event": record.getMessage(), "logger": record.name}
+        if record.exc_info:
+            event["exc_info"] = record.exc_info
+        for processor in self._processors:
+            event = processor(None, record.levelname.lower(), event)
+        _output.put(event)
+
+
+def _foreign(handlers: list[logging.Handler]) -> list[logging.Handler]:
+    return [handler for handler in handlers if not isinstance(handler, _Bridge)]
+
+
+def _processors(*, as_json: bool) -> list[Processor]:
+    common: list[Processor] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level]
+    if as_json:
+        return [*common, _render_json]
+    stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+    # The default formatter of exceptions shows local variables, and so secrets.
+    console = structlog.dev.ConsoleRenderer(
+        colors="NO_COLOR" not in os.environ, exception_formatter=structlog.dev.plain_traceback
+    )
+    return [*common, stamp, console]
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+def _encode(event: EventDict) -> str:
+    # Other kinds are shown as their text: msgspec would look into dataclasses, and their repr may mask a secret.
+    plain = {key: value if type(value) in _PLAIN else str(value) for key, value in event.items()}
+    try:
+        return msgspec.json.encode(plain).decode()
+    except UnicodeEncodeError:
+        return json.dumps(plain)  # file names that are not UTF-8
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def _render_json(_: WrappedLogger, __: str, event: EventDict) -> str:
+    exc_info = event.pop("exc_info", None)
+    milliseconds = time.time_ns() // 1_000_000
+    ordered = {
+        "timestamp": f"{_date(milliseconds // 1000)}.{milliseconds % 1000:03d}Z",
+        "level": event.pop("level"),
+        "event": event.pop("event"),
+        **event,
+    }
+    if exc_info:
+        ordered["exception"] = _compact(exc_info)
+    line = _encode(ordered)
+    if len(line) > _LINE_LIMIT:
+        line = _encode({key: str(value)[:256] for key, value in ordered.items()} | {"truncated": True})
+    return line
+
+
+def _compact(exc_info: Any) -> Any:
+    """An exception in one value: kind and message, the innermost frames, and what caused it."""
+    if isinstance(exc_info, BaseException):
+        error: BaseException | None = exc_info
+    else:
+        error = exc_info[1] if isinstance(exc_info, tuple) else sys.exc_info()[1]
+    parts: list[str] = []
+    while error is not None and len(parts) < _CAUSES:
+        frames = [
+            f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}"
+            for frame in traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+        ]
+        parts.append(f"{type(error).__name__}: {error} ({' > '.join(frames)})")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return " from ".join(parts)
+
+
+def _descriptor_of(stream: TextIO) -> int | None:
+    """The file descriptor under `stream`; None for streams in memory."""
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):
+        return None
