@@ -72,6 +72,8 @@ class Answer:
     limits: list[RateLimit] = field(default_factory=list)
     close: bool = False
     """Whether the connection is closed after it."""
+    raw_head: bytes | None = None
+    """Bytes to send in place of status line and headers."""
 
 
 @dataclass

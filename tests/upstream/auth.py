@@ -136,7 +136,9 @@ class Bearer(NoAuth):
         if exchange.seen.method == "POST" and not self.post:
             return error_answer(405)
         query = (
-            exchange.seen.body.decode() if exchange.seen.method == "POST" else exchange.seen.target.partition("?")[2]
+            exchange.seen.body.decode(errors="replace")
+            if exchange.seen.method == "POST"
+            else exchange.seen.target.partition("?")[2]
         )
         fields = parse_qs(query, keep_blank_values=True)
         given = basic_credentials(exchange.headers.get("Authorization"))

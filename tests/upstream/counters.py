@@ -80,8 +80,11 @@ class Counters:
         return self.count(thing, **{"origin": "registry", **filters})
 
     def bytes_for(self, thing: Thing | None = None, **filters: object) -> int:
-        """Body bytes sent for it, by the registry and by the CDN."""
-        return sum(seen.bytes_sent for seen in self.select(thing, **filters))
+        """Bytes of content (bodies of 200 and 206) sent for it, by the registry and by the CDN.
+
+        The bodies of errors and redirects are in `Seen.bytes_sent` alone.
+        """
+        return sum(seen.bytes_sent for seen in self.select(thing, **filters) if seen.status in (200, 206))
 
     def content_requests(self, **filters: object) -> list[Seen]:
         """Everything that asks for content or for a tag's state: GET and HEAD of manifests and blobs, tag lists,

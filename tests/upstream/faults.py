@@ -6,14 +6,13 @@ its end where negative; only `flip` counts in the whole content, since it means 
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 from dataclasses import dataclass
 from typing import Literal
 
 from tests.upstream.answers import Answer, Cut, Ending, Exchange, Framing, Pause
 from tests.upstream.content import Content, Data, Pattern, Sliced
-from tests.upstream.rules import Fault, Rule
+from tests.upstream.rules import Fault, Rule, ranged
 from tests.upstream.wire import RateLimit
 
 _GET = frozenset({"GET"})
@@ -58,17 +57,13 @@ def stall_at(at: int) -> Fault:
     return _hold(f"stall_at({at})", at)
 
 
-def delay(until: float | asyncio.Event) -> Fault:
-    """Waits so many seconds, or for an event, before the headers. Several delays add up."""
+def delay(seconds: float) -> Fault:
+    """Waits so many seconds (or until the rule is released) before the headers. Several delays add up."""
 
     def edit(_exchange: Exchange, answer: Answer, rule: Rule) -> None:
-        async def wait() -> None:
-            rule.reached.set()
-            await (asyncio.sleep(until) if isinstance(until, float | int) else until.wait())
+        answer.steps.append(Pause(None, lambda: rule.hold(seconds)))
 
-        answer.steps.append(Pause(None, wait))
-
-    return Fault("delay", edit, holds=True)
+    return Fault(f"delay({seconds})", edit, holds=True)
 
 
 def trickle(rate: float) -> Fault:
@@ -145,6 +140,27 @@ def ignore_range() -> Fault:
         exchange.headers.popall("Range", None)
 
     return Fault("ignore_range", believe=believe, methods=_GET, suits=_is_ranged)
+
+
+def unasked_206() -> Fault:
+    """Answers an unranged GET with a 206 of everything. Ranged requests do not use it up."""
+
+    def edit(_exchange: Exchange, answer: Answer, _rule: Rule) -> None:
+        if answer.status == 200:
+            answer.status = 206
+            answer.headers["Content-Range"] = f"bytes 0-{answer.body.size - 1}/{answer.body.size}"
+
+    return Fault("unasked_206", edit, methods=_GET, suits=lambda exchange: not _is_ranged(exchange))
+
+
+def garbage() -> Fault:
+    """Sends bytes that are no HTTP, and closes."""
+
+    def edit(_exchange: Exchange, answer: Answer, _rule: Rule) -> None:
+        answer.raw_head = b"\x15\x03\x01\x00\x02\x02\x46 this is not the protocol you are looking for\r\n\r\n"
+        answer.steps.append(Cut(0, Ending.FIN))
+
+    return Fault("garbage", edit)
 
 
 def wrong_206(how: Literal["start", "end", "total", "missing", "star", "shifted"]) -> Fault:
@@ -226,4 +242,4 @@ def _hold(name: str, at: int | None) -> Fault:
 
 
 def _is_ranged(exchange: Exchange) -> bool:
-    return "Range" in exchange.headers
+    return ranged(exchange.seen)

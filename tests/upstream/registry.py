@@ -56,6 +56,8 @@ class FakeRegistry(Catalog, Switchboard):
         self.link_style = link_style
         """`relative`, `absolute`, or `opaque` (a cursor in place of `last`, no `n`)."""
         self.referrers = referrers
+        self.errors: list[Exception] = []
+        """What went wrong in the fake itself or in a test's `when` or `then`; raised when the context ends."""
         self._limit = RateLimit(rate) if rate else None
         self._scheme = "https" if tls else "http"
         self._refusals: int | None = 0
@@ -78,6 +80,8 @@ class FakeRegistry(Catalog, Switchboard):
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+        if self.errors:
+            raise ExceptionGroup("the fake registry failed, not the code under test", self.errors)
 
     @property
     def host(self) -> str:
@@ -147,6 +151,9 @@ class FakeRegistry(Catalog, Switchboard):
             return await send(request, answer, seen, self)
         except (ConnectionError, asyncio.CancelledError):
             seen.disconnected = True
+            raise
+        except Exception as error:
+            self.errors.append(error)
             raise
         finally:
             seen.finished = True

@@ -13,6 +13,11 @@ ANY = None
 """The target of a fault that meets every request."""
 
 
+def ranged(seen: Seen) -> bool:
+    """A condition for `when`: the request has a Range header."""
+    return "Range" in seen.headers
+
+
 def _anything(_: Exchange) -> bool:
     return True
 
@@ -64,10 +69,14 @@ class Rule:
         """Switches it off for requests to come; what it holds stays held until `release`."""
         self.removed = True
 
-    async def hold(self) -> None:
-        """Says that a request is here, and keeps it until `release`."""
+    async def hold(self, seconds: float | None = None) -> None:
+        """Says that a request is here, and keeps it until `release`, or for so many seconds."""
         self.reached.set()
-        await self._released.wait()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._released.wait()
+        except TimeoutError:
+            pass  # the delay is over
 
     def take(self, exchange: Exchange) -> bool:
         """Whether it meets this request; counts it if so."""

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
-from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
 
-from tests.upstream import FakeRegistry, Pattern, stall_at, tar_layer
+from tests.upstream import ANY, FakeRegistry, Pattern, Seen, stall_at, status, tar_layer
 from tests.upstream.certificates import client_tls, server_tls
 from tests.upstream.fixtures import StartUpstream
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    """A plain client that follows nothing and decodes nothing."""
-    async with aiohttp.ClientSession(auto_decompress=False) as session:
-        yield session
 
 
 async def test_image_by_tag_and_digest(upstream: FakeRegistry, client: aiohttp.ClientSession) -> None:
@@ -87,9 +80,9 @@ async def test_what_is_missing(upstream: FakeRegistry, client: aiohttp.ClientSes
         upstream.blob_url("a", blob): (404, "BLOB_UNKNOWN"),
         upstream.manifest_url("a", "sha256:bad"): (400, "DIGEST_INVALID"),
     }
-    for url, (status, code) in expected.items():
+    for url, (expected_status, code) in expected.items():
         async with client.get(url) as response:
-            assert response.status == status
+            assert response.status == expected_status
             assert (await response.json())["errors"][0]["code"] == code
     async with client.put(upstream.manifest_url("a", "1"), data=b"{}") as response:
         assert response.status == 405
@@ -175,7 +168,8 @@ async def test_real_layers(upstream: FakeRegistry, client: aiohttp.ClientSession
     """A layer of files gives a config whose diff_id is that of the unpacked tar."""
     image = upstream.add_image("x", "1", layers=[tar_layer({"hello": b"#!/bin/sh\n"})], docker=True)
     assert image.layers[0].content[:2] == b"\x1f\x8b"
-    assert str(image.layers[0].digest) not in image.config.content.decode()
+    unpacked = hashlib.sha256(gzip.decompress(image.layers[0].content)).hexdigest()
+    assert f"sha256:{unpacked}" in image.config.content.decode()
     assert "docker" in image.manifest.media_type
 
 
@@ -286,3 +280,17 @@ async def test_tls(start_upstream: StartUpstream) -> None:
     ):
         assert upstream.url.startswith("https://")
         assert await response.read() == blob.content
+
+
+async def test_own_failures_are_loud(client: aiohttp.ClientSession) -> None:
+    """A mistake in a test's condition does not pass for a fault of the upstream."""
+
+    def mistaken(_: Seen) -> bool:
+        raise LookupError("a bug in the test")
+
+    upstream = await FakeRegistry().start()
+    upstream.fault(ANY, status(503), when=mistaken)
+    async with client.get(upstream.url + "/v2/") as response:
+        assert response.status == 500
+    with pytest.raises(ExceptionGroup, match="the fake registry failed"):
+        await upstream.__aexit__()

@@ -82,8 +82,8 @@ class _Wire:
         if transport is None:
             raise ConnectionResetError("the client left")
         # Without a buffer of ours `drain` means that the kernel has it: what is counted was sent, and a reset that
-        # follows does not swallow it. (asyncio's TLS transport takes 0 as always full, hence 1 there; it also has a plain
-        # transport below, whose buffer is out of reach.)
+        # follows does not swallow it. (asyncio's TLS transport takes 0 as always full, hence 1 there; the plain one
+        # below it keeps its own buffer, which is out of reach.)
         transport.set_write_buffer_limits(high=0 if transport.get_extra_info("sslcontext") is None else 1)
         self._transport = transport
         self._writer = request.writer
@@ -100,7 +100,7 @@ class _Wire:
         for step in answer.steps:
             if step.at is None and await self._stop(step):
                 return False
-        await self._put(self._head())
+        await self._put(self._head() if answer.raw_head is None else answer.raw_head)
         self._seen.status = answer.status
         self._counters.note()
         if self._bodyless:
@@ -159,6 +159,8 @@ class _Wire:
             start += len(piece)
             self._seen.bytes_sent += len(piece)
             self._counters.note()
+            if start < end:
+                await asyncio.sleep(0)  # a fast receiver never fills the socket, and others want their turn
 
     async def _put(self, data: bytes) -> None:
         if self._transport.is_closing():
