@@ -43,9 +43,13 @@ class RawAnswer:
 
 
 async def ask_raw(
-    upstream: FakeRegistry, url: str, method: str = "GET", headers: Mapping[str, str] | None = None
+    upstream: FakeRegistry,
+    url: str,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    piece: int = 1 << 16,
 ) -> RawAnswer:
-    """Asks with `Connection: close` and reads until the connection ends with `fin` or `rst`."""
+    """Asks with `Connection: close` and reads, `piece` bytes at a time, until the end by `fin` or `rst`."""
     loop = asyncio.get_running_loop()
     host, _, port = upstream.host.partition(":")
     target = url.removeprefix(upstream.url)
@@ -58,8 +62,9 @@ async def ask_raw(
         await loop.sock_connect(sock, (host, int(port)))
         await loop.sock_sendall(sock, "\r\n".join([*lines, "", ""]).encode())
         try:
-            while data := await loop.sock_recv(sock, 1 << 16):
+            while data := await loop.sock_recv(sock, piece):
                 received += data
+                await asyncio.sleep(0)  # sock_recv gives nobody a turn while there is something to read
         except ConnectionResetError:
             ending = "rst"
     head, _, body = bytes(received).partition(b"\r\n\r\n")

@@ -59,6 +59,15 @@ async def test_reset(upstream: FakeRegistry, at: int | None) -> None:
     assert upstream.bytes_for(blob) == len(answer.body)
 
 
+async def test_reset_far_into_the_body(upstream: FakeRegistry) -> None:
+    """What was counted as sent reaches a receiver that is slower than the sender, whatever the buffers hold."""
+    blob = upstream.put_blob("x", 12_000_000)
+    upstream.fault(blob, reset(10_000_003))
+    answer = await ask_raw(upstream, upstream.blob_url("x", blob), piece=4096)
+    assert answer.ending == "rst"
+    assert len(answer.body) == upstream.bytes_for(blob) == 10_000_003
+
+
 @pytest.mark.parametrize("at", [0, 1, 70_000, -1])
 async def test_truncate_short_of_the_length(upstream: FakeRegistry, at: int) -> None:
     """FIN comes short of the Content-Length that was promised."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
 import struct
+import termios
 from http import HTTPStatus
 
 from aiohttp import web
@@ -15,6 +17,7 @@ from tests.upstream.counters import Counters, Seen
 
 _PIECE = 64 << 10
 _PIECES_PER_SECOND = 20
+_DELIVERY_LIMIT = 5.0
 
 
 class RateLimit:
@@ -63,8 +66,6 @@ async def send(request: web.BaseRequest, answer: Answer, seen: Seen, counters: C
     wire = _Wire(request, answer, seen, counters)
     whole = await wire.play()
     keep = whole and request.keep_alive and not answer.close and answer.framing is not Framing.CLOSE
-    if whole and not keep:
-        wire.close()
     return Sent(answer.status, keep_alive=keep)
 
 
@@ -118,21 +119,27 @@ class _Wire:
             await self._put(b"0\r\n\r\n")
         return True
 
-    def close(self) -> None:
-        """Closes the connection in order."""
-        self._transport.close()
-
     async def _stop(self, step: Pause | Cut) -> bool:
         if isinstance(step, Pause):
             await step.wait()
             return False
         if step.ending is Ending.RST:
+            await self._delivered()
             reset(self._transport)
             return True
         if step.ending is Ending.COMPLETE and self._answer.framing is Framing.CHUNKED:
             await self._put(b"0\r\n\r\n")
-        self.close()
+        self._transport.close()
         return True
+
+    async def _delivered(self) -> None:
+        """Waits until the receiver's kernel has everything, since RST throws away what is still queued here."""
+        sock: socket.socket = self._transport.get_extra_info("socket")
+        deadline = asyncio.get_running_loop().time() + _DELIVERY_LIMIT
+        while not self._transport.is_closing() and asyncio.get_running_loop().time() < deadline:
+            if not struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]:
+                return
+            await asyncio.sleep(0.001)
 
     def _head(self) -> bytes:
         answer = self._answer
