@@ -50,7 +50,7 @@ class LineWriter:
 
     def __init__(self, stream: TextIO, drops: Drops | None = None, *, limit: int = QUEUE_LINES) -> None:
         self._stream = stream
-        self._descriptor = _descriptor_of(stream)
+        self._descriptor = _duplicate(stream)
         self._drops = drops
         self._limit = limit
         # SimpleQueue has no bound of its own, but its put is reentrant, which that of Queue is not.
@@ -86,6 +86,8 @@ class LineWriter:
                 self._dropped(len(lines))
             # Lines gather meanwhile: waking this thread for each costs more than writing it.
             self._closing.wait(_BATCH_SECONDS)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
     def _next_lines(self) -> list[str] | None:
         """At least one line, and those that wait behind it; None at the end."""
@@ -115,7 +117,9 @@ class LineWriter:
             try:
                 left = left[os.write(self._descriptor, left) :]
             except BlockingIOError:
-                select.select((), (self._descriptor,), ())
+                room = select.poll()
+                room.register(self._descriptor, select.POLLOUT)
+                room.poll()
 
 
 class _Output:
@@ -255,9 +259,12 @@ def _compact(exc_info: Any) -> Any:
     return " from ".join(parts)
 
 
-def _descriptor_of(stream: TextIO) -> int | None:
-    """The file descriptor under `stream`; None for streams in memory."""
+def _duplicate(stream: TextIO) -> int | None:
+    """A file descriptor of our own for what is under `stream`; None for streams in memory.
+
+    The thread may outlive whoever closes `stream`, and must not write into the file that gets its number next.
+    """
     try:
-        return stream.fileno()
+        return os.dup(stream.fileno())
     except (OSError, ValueError):
         return None

@@ -152,7 +152,7 @@ class UpstreamSettings(_Section):
     """Duration after which the registry is asked again whether a repository still holds some content."""
 
     ca_file: FilePath | None = None
-    """PEM file of the certificate authorities to trust for this registry, in place of the system's."""
+    """PEM file of certificate authorities to trust for this registry, besides the system's."""
 
     insecure: StrictBool = False
     """Whether to accept any TLS certificate; for tests."""

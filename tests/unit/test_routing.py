@@ -1,0 +1,209 @@
+"""Which upstream and repository a request means."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from mirror.config import Settings, UpstreamSettings
+from mirror.oci.errors import MirrorError, NameInvalid, UpstreamRefused
+from mirror.routing import ParsedPath, Router, Target, UpstreamName, parse_path
+
+CORP = "registry.corp:5000"
+ECR = "*.dkr.ecr.*.amazonaws.com"
+
+
+@pytest.fixture(name="router")
+def make_router() -> Router:
+    """Docker Hub by default, one private registry and one pattern configured."""
+    return Router(SETTINGS)
+
+
+SETTINGS = Settings(
+    upstreams={
+        CORP: UpstreamSettings(url="http://127.0.0.1:15001", tag_ttl=30),
+        ECR: UpstreamSettings(username="AWS", password=SecretStr("planted")),
+        "quay.io": UpstreamSettings(tag_ttl=60),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "ns", "host", "repository"),
+    [
+        ("nginx", None, "docker.io", "library/nginx"),
+        ("library/nginx", None, "docker.io", "library/nginx"),
+        ("grafana/grafana", None, "docker.io", "grafana/grafana"),
+        ("docker.io/nginx", None, "docker.io", "library/nginx"),
+        ("index.docker.io/library/nginx", None, "docker.io", "library/nginx"),
+        ("registry-1.docker.io/a/b", None, "docker.io", "a/b"),
+        ("nginx", "docker.io", "docker.io", "library/nginx"),
+        ("nginx", "index.docker.io", "docker.io", "library/nginx"),
+        ("docker.io/nginx", "registry-1.docker.io", "docker.io", "library/nginx"),
+        ("ghcr.io/org/app", None, "ghcr.io", "org/app"),
+        ("org/app", "ghcr.io", "ghcr.io", "org/app"),
+        ("org/app", "GHCR.io", "ghcr.io", "org/app"),
+        ("ghcr.io/org/app", "ghcr.io", "ghcr.io", "org/app"),
+        ("ghcr.io/org/app", "quay.io", "quay.io", "ghcr.io/org/app"),
+        ("ghcr.io", "ghcr.io", "ghcr.io", "ghcr.io"),
+        (f"{CORP}/app", None, CORP, "app"),
+        ("app", CORP, CORP, "app"),
+        ("pause", "registry.k8s.io", "registry.k8s.io", "pause"),
+        ("my.image", None, "docker.io", "library/my.image"),
+    ],
+)  # fmt: skip
+def test_ns_then_prefix_then_the_default(router: Router, name: str, ns: str | None, host: str, repository: str) -> None:
+    """ns= decides; else a first component that names a known registry; else the default. Hub's names are one."""
+    assert router.resolve(name, ns) == Target(UpstreamName(host, host), repository)
+
+
+def test_a_pattern_is_one_entry_for_many_hosts(router: Router) -> None:
+    """Keys use the host that was asked for; settings and labels the pattern that it falls under."""
+    pkg = router.resolve("us-docker.pkg.dev/project/repo/app", None)
+    ecr = router.resolve("app", "123456789012.dkr.ecr.eu-west-1.amazonaws.com")
+
+    assert pkg == Target(UpstreamName("us-docker.pkg.dev", "*.pkg.dev"), "project/repo/app")
+    assert ecr.upstream == UpstreamName("123456789012.dkr.ecr.eu-west-1.amazonaws.com", ECR)
+    assert router.settings(ecr.upstream).url == "https://123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+    assert router.settings(ecr.upstream).username == "AWS"
+
+
+@pytest.mark.parametrize(
+    ("name", "ns"),
+    [
+        ("app", "evil.corp"),
+        ("app", "registry.corp"),
+        ("app", "ghcr.io:443"),
+        ("app", "169.254.169.254"),
+        ("app", "[::1]:5000"),
+        ("evil.corp/app", None),
+        ("evil:5000/app", None),
+        ("localhost/app", None),
+        ("127.0.0.1:5000/app", None),
+        ("evil.corp/app", "other.corp"),
+    ],
+)
+def test_a_registry_that_nobody_vouched_for_is_refused(router: Router, name: str, ns: str | None) -> None:
+    """Nobody can aim us at a host that is neither configured nor well known; the answer says why."""
+    with pytest.raises(UpstreamRefused, match="neither configured here nor a well-known"):
+        router.resolve(name, ns)
+
+
+@pytest.mark.parametrize(
+    "ns", ["", " ", "a b", "ghcr.io/org", "u:p@ghcr.io", "https://ghcr.io", "x" * 256, "ghcr.io\n", "*.io"]
+)
+def test_an_ns_that_is_no_host_is_invalid(router: Router, ns: str | None) -> None:
+    """Spaces, paths, credentials and endless names in ns= are the client's mistake."""
+    with pytest.raises(NameInvalid):
+        router.resolve("app", ns)
+
+
+@pytest.mark.parametrize("name", ["", "UPPER", "a//b", "/a", "a/", "docker.io/", "a" * 300, "a/../b", "ghcr.io/UPPER"])
+def test_a_bad_repository_name_is_invalid(router: Router, name: str) -> None:
+    """What is outside the specification's grammar never reaches an upstream."""
+    with pytest.raises(NameInvalid):
+        router.resolve(name, None)
+
+
+def test_another_default_upstream_takes_names_as_they_are() -> None:
+    """Docker Hub's rules (library/, no dots in namespaces) do not apply to other registries."""
+    router = Router(Settings(default_upstream=CORP, upstreams=SETTINGS.upstreams))
+
+    assert router.resolve("app", None) == Target(UpstreamName(CORP, CORP), "app")
+    assert router.resolve("team.a/app", None) == Target(UpstreamName(CORP, CORP), "team.a/app")
+    assert router.resolve("docker.io/nginx", None).repository == "library/nginx"
+    with pytest.raises(UpstreamRefused):
+        router.resolve("evil:5000/app", None)
+
+
+def test_settings_are_what_is_configured_over_what_is_built_in(router: Router) -> None:
+    """A configured entry keeps the built-in url and token hosts of a well-known registry unless it names its own."""
+    assert router.settings(UpstreamName(CORP, CORP)).url == "http://127.0.0.1:15001"
+    assert router.settings(UpstreamName("docker.io", "docker.io")).url == "https://registry-1.docker.io"
+    assert router.settings(UpstreamName("quay.io", "quay.io")).tag_ttl == 60
+    assert router.settings(UpstreamName("quay.io", "quay.io")).url == "https://quay.io"
+    gitlab = Router(Settings(upstreams={"registry.gitlab.com": UpstreamSettings(tag_ttl=1)}))
+    assert gitlab.settings(UpstreamName("registry.gitlab.com", "registry.gitlab.com")).token_hosts == ("gitlab.com",)
+
+
+def test_an_exact_entry_under_a_well_known_pattern_keeps_what_is_built_in() -> None:
+    """Configuring one Artifact Registry host leaves the others to the built-in pattern."""
+    router = Router(Settings(upstreams={"eu-docker.pkg.dev": UpstreamSettings(tag_ttl=1)}))
+
+    assert router.resolve("eu-docker.pkg.dev/a/b", None).upstream.entry == "eu-docker.pkg.dev"
+    assert router.resolve("us-docker.pkg.dev/a/b", None).upstream.entry == "*.pkg.dev"
+
+
+names = st.one_of(
+    st.text(max_size=40),
+    st.from_regex(r"([a-zA-Z0-9.:_-]{1,12}/){0,3}[a-z0-9]{1,5}", fullmatch=True),
+    st.sampled_from(["docker.io/", "ghcr.io/", f"{CORP}/", ""]).flatmap(
+        lambda prefix: st.from_regex(r"[a-z0-9/:.]{0,12}", fullmatch=True).map(lambda rest: prefix + rest)
+    ),
+)
+
+
+@given(names, st.none() | st.text(max_size=30) | st.sampled_from(["docker.io", "ghcr.io", CORP, "evil.corp"]))
+def test_whatever_a_client_sends_is_routed_or_refused_in_our_own_words(name: str, ns: str | None) -> None:
+    """Routing raises nothing but our errors, and what it accepts is a known registry and a valid repository."""
+    router = Router(SETTINGS)
+    try:
+        target = router.resolve(name, ns)
+    except MirrorError:
+        return
+    assert router.settings(target.upstream).url
+    # A resolved target, asked for by its full name, is itself.
+    assert router.resolve(target.repository, target.upstream.host).upstream == target.upstream
+
+
+@given(
+    st.sampled_from(
+        ["docker.io", "index.docker.io", "ghcr.io", CORP, "us-docker.pkg.dev", "1.dkr.ecr.eu.amazonaws.com"]
+    ),
+    st.from_regex(r"[a-z0-9]{1,6}(/[a-z0-9]{1,6}){0,3}", fullmatch=True),
+)
+def test_prefix_and_ns_mean_the_same(host: str, repository: str) -> None:
+    """/v2/<host>/<repository>, ns=<host> and both at once lead to one target."""
+    router = Router(SETTINGS)
+    by_prefix = router.resolve(f"{host}/{repository}", None)
+
+    assert by_prefix == router.resolve(repository, host) == router.resolve(f"{host}/{repository}", host)
+
+
+@pytest.mark.parametrize(
+    ("path", "parsed"),
+    [
+        ("/v2/library/nginx/manifests/latest", ParsedPath("manifest", "library/nginx", "latest")),
+        ("/v2/nginx/blobs/sha256:abc", ParsedPath("blob", "nginx", "sha256:abc")),
+        ("/v2/nginx/tags/list", ParsedPath("tags", "nginx", "")),
+        ("/v2/a/b/referrers/sha256:abc", ParsedPath("referrers", "a/b", "sha256:abc")),
+        ("/v2/registry.corp:5000/app/manifests/1", ParsedPath("manifest", "registry.corp:5000/app", "1")),
+        ("/v2/a/manifests/b/manifests/c", ParsedPath("manifest", "a/manifests/b", "c")),
+        ("/v2/a/manifests/tags/list", ParsedPath("tags", "a/manifests", "")),
+        ("/v2/a/tags/list/manifests/b", ParsedPath("manifest", "a/tags/list", "b")),
+        ("/v2/a/tags/manifests/list", ParsedPath("manifest", "a/tags", "list")),
+    ],
+)
+def test_the_last_part_of_a_path_says_what_is_asked(path: str, parsed: ParsedPath) -> None:
+    """Names may hold the words manifests, blobs and tags; the last one counts."""
+    assert parse_path(path) == parsed
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "/", "/v2", "/v2/", "/v2/_catalog", "/v2/tags/list", "/v2/manifests/x", "/v2/a/manifests/", "/v2/a/manifests",
+     "/v2/a/tags/other", "/v2/a/blobs/uploads/1", "/v1/a/manifests/x", "v2/a/manifests/x", "/v2//manifests/x"],
+)  # fmt: skip
+def test_other_paths_are_no_pulls(path: str) -> None:
+    """What is not a pull endpoint is left to the caller."""
+    assert parse_path(path) is None
+
+
+@given(st.text(max_size=80))
+def test_any_path_is_parsed_or_not(path: str) -> None:
+    """Parsing a path raises nothing, and loses nothing of what it accepts."""
+    parsed = parse_path("/v2/" + path)
+    if parsed is not None:
+        assert parsed.name
+        assert path.startswith(parsed.name + "/")
+        assert path.endswith(parsed.reference or "list")
