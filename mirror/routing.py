@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Final, Literal, NoReturn
 
@@ -76,6 +77,7 @@ class Router:
     def __init__(self, settings: Settings) -> None:
         self._upstreams = settings.upstreams
         self._default = settings.default_upstream
+        self._tag_ttl = settings.tag_ttl
         self._find = lru_cache(_HOSTS_REMEMBERED)(self._look_up)
         self._settings = lru_cache(_HOSTS_REMEMBERED)(self._merge)
 
@@ -92,6 +94,14 @@ class Router:
     def settings(self, upstream: UpstreamName) -> UpstreamSettings:
         """What is configured for `upstream`, over what is built in for it; `url` is always filled in."""
         return self._settings(upstream)
+
+    def tag_ttl(self, upstream: UpstreamName, tag: str) -> float:
+        """Seconds for which `tag` is taken as unmoved: the first matching pattern's, the upstream's, the default."""
+        settings = self.settings(upstream)
+        for pattern, ttl in settings.tag_ttls.items():
+            if fnmatchcase(tag, pattern):
+                return ttl
+        return self._tag_ttl if settings.tag_ttl is None else settings.tag_ttl
 
     def _choose(self, name: str, ns: str | None) -> tuple[UpstreamName, str]:
         """The upstream, and the rest of `name`. The order is an interface: ns, then prefix, then the default."""

@@ -6,7 +6,6 @@ In code numbers are plain: bytes, bytes a second, seconds, fractions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -137,7 +136,7 @@ class UpstreamSettings(_Section):
     """Duration for which a tag is served without asking whether it moved; the global `tag_ttl` if not given."""
 
     tag_ttls: Mapping[str, Duration] = Field(default_factory=lambda: MappingProxyType({}))
-    """Durations by pattern of tag (`v*`) or of repository and tag (`library/*:latest`); the first match counts."""
+    """Durations in place of `tag_ttl` by pattern of tag, such as `v*` or `202?-*`; the first match counts."""
 
     stale_if_error: Duration = 7 * 86400.0
     """Duration after its TTL for which a tag is still served while the registry does not answer."""
@@ -162,13 +161,6 @@ class UpstreamSettings(_Section):
 
     allow_private: StrictBool = False
     """Whether a public registry may lead to a private address by a redirect or token realm."""
-
-    def ttl_of(self, repository: str, tag: str) -> float | None:
-        """Seconds for which `tag` of `repository` is fresh, by `tag_ttls` or `tag_ttl`; None = the global `tag_ttl`."""
-        for pattern, ttl in self.tag_ttls.items():
-            if fnmatchcase(f"{repository}:{tag}" if ":" in pattern else tag, pattern):
-                return ttl
-        return self.tag_ttl
 
     @field_serializer("tag_ttls", mode="wrap")
     def _thaw(self, value: Mapping[str, float], serialize: SerializerFunctionWrapHandler) -> Any:

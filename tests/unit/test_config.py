@@ -63,7 +63,7 @@ timeouts:
 abandon_below: 0
 tag_ttl: 1h30m
 upstreams:
-  docker.io: {tag_ttls: {"v*": 1d, "library/*:latest": 1m}}
+  docker.io: {tag_ttls: {"v*": 1d, latest: 1m}}
   registry.corp:5000:
     url: http://127.0.0.1:15001/prefix/
     token_hosts: [Login.corp, login.corp:8443]
@@ -84,10 +84,7 @@ upstreams:
     assert corp.token_hosts == ("login.corp", "login.corp:8443")
     assert corp.allow_private is True
     assert settings.upstreams["*.pkg.dev"] == UpstreamSettings()
-    hub = settings.upstreams["docker.io"]
-    assert hub.ttl_of("library/nginx", "v1") == 86400
-    assert hub.ttl_of("library/nginx", "latest") == 60
-    assert hub.ttl_of("grafana/grafana", "latest") is None
+    assert settings.upstreams["docker.io"].tag_ttls == {"v*": 86400, "latest": 60}
 
 
 def test_an_empty_file_and_empty_sections_mean_the_defaults(write: Write) -> None:

@@ -134,6 +134,18 @@ def test_an_exact_entry_under_a_well_known_pattern_keeps_what_is_built_in() -> N
     assert router.resolve("us-docker.pkg.dev/a/b", None).upstream.entry == "*.pkg.dev"
 
 
+@pytest.mark.parametrize(
+    ("host", "tag", "ttl"),
+    [("docker.io", "latest", 5), ("docker.io", "v1", 10), ("docker.io", "edge", 7), ("quay.io", "edge", 300)],
+)
+def test_a_tag_is_fresh_by_the_first_pattern_its_upstream_or_the_default(host: str, tag: str, ttl: float) -> None:
+    """The nearest setting counts: a pattern of tags, the registry's own, the global one."""
+    hub = UpstreamSettings(tag_ttl=7, tag_ttls={"latest": 5, "v*": 10, "*1": 20})
+    router = Router(Settings(tag_ttl=300, upstreams={"docker.io": hub}))
+
+    assert router.tag_ttl(UpstreamName(host, host), tag) == ttl
+
+
 names = st.one_of(
     st.text(max_size=40),
     st.from_regex(r"([a-zA-Z0-9.:_-]{1,12}/){0,3}[a-z0-9]{1,5}", fullmatch=True),
