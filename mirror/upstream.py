@@ -196,8 +196,14 @@ class Upstreams:
         async with await self._get_blob(target, digest, deadline, _FIRST_BYTE) as response:
             if response.status == 416 and _empty(response):
                 return 0
-            stream = _stream(response, target, digest, _FIRST_BYTE)
-            return stream.size
+            try:
+                return _stream(response, target, digest, _FIRST_BYTE).size
+            except UpstreamUnavailable as error:
+                if error.reason != "range":
+                    raise
+        # Whoever cannot do ranges may still give the whole: its headers are enough.
+        async with await self._get_blob(target, digest, deadline, None) as response:
+            return _stream(response, target, digest, None).size
 
     def _request(
         self,

@@ -10,7 +10,7 @@ import structlog
 
 from mirror.auth.credentials import Credential, Credentials
 from mirror.auth.pings import NOTHING, Demand, Pings
-from mirror.auth.realm import check_realm
+from mirror.auth.realm import check_realm, suffixes
 from mirror.auth.tokens import EndpointRefused, Grant, Token, Tokens
 from mirror.memory import Memory
 from mirror.metrics import Metrics
@@ -54,6 +54,7 @@ class Authenticator:
         self._pings = Pings(transport, memory)
         self._tokens = Tokens(transport, memory, clock)
         self._rejected: set[UpstreamName] = set()
+        suffixes()  # read now, not in the middle of a request
 
     async def send(self, request: Request, repository: str, deadline: Deadline) -> Response:
         """The answer to a request about `repository`; never a 401 or 403.
@@ -81,6 +82,7 @@ class Authenticator:
         """Ends what runs on behalf of several requests."""
         await self._pings.close()
         await self._tokens.close()
+        await self._credentials.close()
 
     async def _prove(self, destination: Destination, demand: Demand, repository: str, deadline: Deadline) -> _Proof:
         """The proof that answers a demand. Raises as `send` where the token endpoint refuses."""

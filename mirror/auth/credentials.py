@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Credentials:
 
     def __init__(self) -> None:
         self._files: dict[Path, tuple[tuple[int, int, int], str]] = {}
+        self._pool = ThreadPoolExecutor(1, "credentials")  # the default executor is at the mercy of DNS servers
 
     async def get(self, settings: UpstreamSettings) -> Credential | None:
         """The credential, or None where we ask anonymously. Raises CredentialRejected for a file we cannot use."""
@@ -45,7 +47,12 @@ class Credentials:
         if settings.password_file is None:
             assert settings.password is not None
             return Credential(settings.username, settings.password.get_secret_value())
-        return Credential(settings.username, await asyncio.to_thread(self._read, settings.password_file))
+        reading = asyncio.get_running_loop().run_in_executor(self._pool, self._read, settings.password_file)
+        return Credential(settings.username, await reading)
+
+    async def close(self) -> None:
+        """Lets go of the thread that reads."""
+        self._pool.shutdown(wait=False)
 
     def _read(self, path: Path) -> str:
         try:

@@ -14,7 +14,7 @@ from yarl import URL
 from mirror.auth.credentials import Credential
 from mirror.auth.realm import check_realm
 from mirror.memory import Key, Memory
-from mirror.oci.errors import UpstreamUnavailable
+from mirror.oci.errors import UpstreamTimeout, UpstreamUnavailable
 from mirror.singleflight import SingleFlight
 from mirror.transport import Deadline, Destination, Request, Response, Transport
 
@@ -98,7 +98,11 @@ class Tokens:
         # The mint is everyone's, so it has a deadline of its own: the caller that happens to start it may be impatient.
         patience = Deadline.after(self._transport.timeouts.first_byte)
         minted = self._minting.run(grant.key, lambda: self._mint(destination, grant, patience))
-        return await deadline.bound(minted, f"token from {grant.realm.host}")
+        try:
+            return await deadline.bound(minted, f"token from {grant.realm.host}")
+        except UpstreamTimeout:
+            self._transport.check_pause(grant.realm, deadline)  # what the mint waits for, if so
+            raise
 
     async def discard(self, grant: Grant, token: Token) -> None:
         """Forgets a token that the registry refused, unless another has taken its place."""

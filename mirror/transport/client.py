@@ -20,13 +20,13 @@ from yarl import URL
 from mirror.config import Timeouts
 from mirror.memory import Memory
 from mirror.metrics import Metrics
-from mirror.oci.errors import UpstreamThrottled, UpstreamUnavailable
+from mirror.oci.errors import UpstreamThrottled, UpstreamTimeout, UpstreamUnavailable
 from mirror.transport import addresses
 from mirror.transport.addresses import is_localhost, literal_of
 from mirror.transport.deadline import Deadline
 from mirror.transport.failures import CAUGHT, RETRIED, RedirectExpired, translate
 from mirror.transport.pauses import Pauses, parse_retry_after
-from mirror.transport.request import Destination, Request, describe, host_of
+from mirror.transport.request import Destination, Request, host_of
 from mirror.transport.response import Response
 from mirror.transport.sessions import Sessions
 
@@ -72,13 +72,15 @@ class Transport:
         timeout, throttled, unreachable, dns, tls, reset, stall, slow, size, status, protocol or redirect.
         """
         tried = 0
+        if deadline.expired:
+            raise UpstreamTimeout(f"{request.asked}: no time left to ask")
         while True:
             try:
                 return await self._attempt(request, deadline)
             except UpstreamUnavailable as error:
                 tried += 1
                 delay = random.uniform(0, self._backoff * 2**tried)  # noqa: S311 (not a secret)
-                if not _again(error, tried, request.tries, deadline) or delay >= deadline.remaining():
+                if not _again(error, tried, request, deadline) or delay >= deadline.remaining():
                     raise
                 self._observe.retried(request, error.reason)
             await asyncio.sleep(delay)
@@ -106,7 +108,7 @@ class Transport:
         await self._pauses.wait(host_of(hop.url), deadline)
         session = self._sessions.get(guarded=await self._guarded(request.destination, hop))
         tls = await self._tls(request.destination)
-        asked = describe(request.method, hop.url)
+        asked = f"{request.asked}, redirected to {host_of(hop.url)}" if hop.redirected else request.asked
         headers = dict(request.headers)
         if hop.authorization is not None:
             headers["Authorization"] = hop.authorization
@@ -117,12 +119,14 @@ class Transport:
         except CAUGHT as error:
             failure = translate(error, asked, hop.led_by or "redirect")
             self._observe.failed(request, failure.reason)
-            raise failure from error
+            raise failure from None
         received = self._observe.answered(request, answer.status, time.monotonic() - began)
         response = Response(answer, asked, self.timeouts, received, redirected=hop.redirected)
         if not hop.redirected:
             self._observe.quota(request, response)
-        if not 200 <= response.status < 300:
+        if request.method == "HEAD":
+            response.close()
+        elif not 200 <= response.status < 300:
             await response.read_error(within=min(self.timeouts.try_ / 5, deadline.remaining()))
         return response
 
@@ -133,7 +137,7 @@ class Transport:
             self._refuse_for_now(response, host)
         self._pauses.answered(host)
         if response.redirected and 400 <= status < 500 and status not in request.heeded:
-            raise RedirectExpired(f"{request.asked}: the target of its redirect, {host}, answered {status}")
+            raise RedirectExpired(f"{response.asked}: answered {status}")
         if 200 <= status < 300 and request.read is not None:
             await deadline.bound(response.read(request.read), request.asked)
         return response
@@ -240,32 +244,41 @@ class _Observer:
                 gauge.labels(entry).set(int(text))
 
 
-def _again(error: UpstreamUnavailable, tried: int, tries: int, deadline: Deadline) -> bool:
+def _again(error: UpstreamUnavailable, tried: int, request: Request, deadline: Deadline) -> bool:
     """Whether asking again may help and the deadline leaves room for what the upstream asked us to wait."""
     if isinstance(error, RedirectExpired):
-        return tried < min(tries, _REDIRECT_TRIES)
-    if error.reason not in RETRIED or tried >= tries:
+        # Signed URLs are bound to a method, usually GET: a HEAD is refused for good.
+        return request.method == "GET" and tried < min(request.tries, _REDIRECT_TRIES)
+    if error.reason not in RETRIED or tried >= request.tries:
         return False
     return error.retry_after is None or error.retry_after < deadline.remaining()
 
 
 def _target(request: Request, response: Response) -> URL:
-    """Where a redirect leads, byte for byte: signed URLs do not survive requoting. Raises reason redirect."""
-    try:
-        # What may not stand in a request line is encoded, the rest is left alone.
-        location = _UNSENDABLE.sub(_encode, response.headers["Location"])
-        target = URL(location, encoded=True)
-        if not target.absolute:
-            target = response.url.join(target)
-        target.origin()
-    except (KeyError, ValueError):
-        raise UpstreamUnavailable(f"{response.asked}: redirects nowhere we can follow", reason="redirect") from None
-    if target.scheme not in ("http", "https") or target.raw_user is not None or target.raw_password is not None:
-        raise UpstreamUnavailable(f"{response.asked}: redirects to a URL we do not follow", reason="redirect")
+    """Where a redirect leads. Raises UpstreamUnavailable, reason redirect, for what must not be followed."""
+    target = _location(response)
+    if target is None or target.scheme not in ("http", "https") or "@" in target.authority:
+        raise UpstreamUnavailable(f"{response.asked}: redirects to nowhere that we can follow", reason="redirect")
     if response.url.scheme == "https" and target.scheme == "http":
         raise UpstreamUnavailable(f"{response.asked}: redirects from https to http", reason="redirect")
     if request.check_redirect is not None:
         request.check_redirect(target)
+    return target
+
+
+def _location(response: Response) -> URL | None:
+    """The Location as an absolute URL, byte for byte: signed URLs do not survive requoting."""
+    text = response.headers.get("Location", "").strip()
+    if not text:
+        return None
+    try:
+        # Only what cannot stand in a request line is encoded.
+        target = URL(_UNSENDABLE.sub(_encode, text), encoded=True)
+        if not target.absolute:
+            target = response.url.join(target)
+        target.origin()
+    except ValueError:
+        return None
     return target
 
 

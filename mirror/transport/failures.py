@@ -22,7 +22,10 @@ class RedirectExpired(UpstreamUnavailable):
 
 
 def translate(error: Exception, asked: str, led_by: str = "redirect") -> UpstreamUnavailable:
-    """The error to raise, from `error`, for a request called `asked` in messages; `led_by` is the reason of a guard."""
+    """The error to raise for a request called `asked` in messages; `led_by` is the reason of a guard.
+
+    Raise it `from None`: aiohttp's errors quote URLs, which may be signed, and what the peer sent.
+    """
     if isinstance(error, TimeoutError):
         return UpstreamTimeout(f"{asked}: no answer in time")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -33,9 +36,8 @@ def translate(error: Exception, asked: str, led_by: str = "redirect") -> Upstrea
         return UpstreamUnavailable(f"{asked}: TLS failed: {_tls(error)}", reason="tls")
     if isinstance(error, aiohttp.ClientConnectorError):
         return UpstreamUnavailable(f"{asked}: cannot connect: {error.os_error.strerror or 'unknown'}")
-    if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, OSError)):
+    if isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError)):
         return UpstreamUnavailable(f"{asked}: the connection broke", reason="reset")
-    # Messages of these errors quote what the peer sent, so they stay out of ours.
     return UpstreamUnavailable(f"{asked}: not an HTTP answer we can use ({type(error).__name__})", reason="protocol")
 
 

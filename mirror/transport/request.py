@@ -59,13 +59,8 @@ class Request:
 
     @property
     def asked(self) -> str:
-        """What to call it in messages: method, host and path; no query, which may be signed."""
-        return describe(self.method, self.url)
-
-
-def describe(method: str, url: URL) -> str:
-    """A request in words, without the query: signed URLs are secrets for as long as they live."""
-    return f"{method} {url.authority}{url.raw_path}"
+        """What to call it in messages: method, host and path, without the query."""
+        return f"{self.method} {self.url.authority}{self.url.raw_path}"
 
 
 def host_of(url: URL) -> str:

@@ -115,7 +115,7 @@ class Response:
         except TimeoutError:
             raise UpstreamUnavailable(f"{self.asked}: the body stalled", reason="stall") from None
         except CAUGHT as error:
-            raise translate(error, self.asked) from error
+            raise translate(error, self.asked) from None
 
 
 class _Rate:

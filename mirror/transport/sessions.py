@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import aiohttp
@@ -11,9 +12,10 @@ from aiohttp.abc import AbstractResolver
 
 from mirror import __version__
 from mirror.config import Timeouts, UpstreamSettings
+from mirror.oci.errors import UpstreamUnavailable
 from mirror.transport.addresses import GuardedResolver, IsGlobal
 
-_CONNECTIONS = 256
+_CONNECTIONS = 512
 _HEADER_LIMIT = 64 << 10  # signed URLs in Location pass aiohttp's 8190 bytes
 _IDLE = 30.0
 
@@ -27,7 +29,10 @@ class Sessions:
         self._own_resolver: AbstractResolver | None = None
         self._is_global = is_global
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._closed = False
         self._contexts: dict[Path, ssl.SSLContext] = {}
+        # Not the default executor: there, a DNS server that does not answer holds all threads.
+        self._pool = ThreadPoolExecutor(1, "ca-files")
 
     @property
     def resolver(self) -> AbstractResolver:
@@ -39,7 +44,12 @@ class Sessions:
         return self._own_resolver
 
     def get(self, *, guarded: bool) -> aiohttp.ClientSession:
-        """The session; one set of connections each, so that a connection of the guarded one was always checked."""
+        """The session; one set of connections each, so that a connection of the guarded one was always checked.
+
+        Raises UpstreamUnavailable, reason stopped, after `close`.
+        """
+        if self._closed:
+            raise UpstreamUnavailable("the mirror is stopping", reason="stopped")
         session = self._sessions.get(guarded)
         if session is None:
             session = self._sessions[guarded] = self._make(guarded)
@@ -56,11 +66,14 @@ class Sessions:
             return True
         context = self._contexts.get(settings.ca_file)
         if context is None:
-            context = self._contexts[settings.ca_file] = await asyncio.to_thread(_context, settings.ca_file)
+            context = await asyncio.get_running_loop().run_in_executor(self._pool, _context, settings.ca_file)
+            self._contexts[settings.ca_file] = context
         return context
 
     async def close(self) -> None:
         """Closes every connection."""
+        self._closed = True
+        self._pool.shutdown(wait=False)
         sessions = list(self._sessions.values())
         self._sessions.clear()
         for session in sessions:
