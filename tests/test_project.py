@@ -20,8 +20,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import mirror
+from mirror.config import Settings
 from tests.e2e import programs
-from tests.e2e.clients import snippet
+from tests.e2e.clients import DEFAULT_ADDRESS, snippet
 
 TOP = Path(__file__).parents[1]
 PIN = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[0-9][A-Za-z0-9.+!]*)")
@@ -171,6 +172,14 @@ def test_makefile_and_package_want_the_same_python() -> None:
     assert pyproject()["tool"]["ruff"]["target-version"] == f"py{floor[1]}{floor[2]}"
 
 
+def test_command_is_part_of_the_package() -> None:
+    """Installing the package gives the command `mirror`, the same as `python -m mirror`."""
+    (command,) = metadata.entry_points(group="console_scripts", name="mirror")
+
+    assert command.value == pyproject()["project"]["scripts"]["mirror"]
+    assert callable(command.load())
+
+
 # Papers
 
 
@@ -272,9 +281,9 @@ def test_snippets_are_valid_and_name_our_address(tmp_path: Path) -> None:
 
 def test_every_module_says_what_it_is_for() -> None:
     """Each module begins with a docstring."""
-    silent = [path for path in sources("mirror", "tests") if not ast.get_docstring(ast.parse(path.read_text()))]
+    texts = {path: path.read_text() for path in sources("mirror", "tests", "bench", "examples")}
 
-    assert silent == []
+    assert [path for path, text in texts.items() if text and not ast.get_docstring(ast.parse(text))] == []
 
 
 def test_every_test_states_its_promise() -> None:

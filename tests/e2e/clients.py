@@ -14,7 +14,8 @@ from tests.e2e.processes import Process, remove_tree
 from tests.e2e.programs import environment, need, run
 
 _SNIPPETS = Path(__file__).parents[2] / "examples" / "clients"
-_DEFAULT_ADDRESS = "127.0.0.1:5000"
+DEFAULT_ADDRESS = "127.0.0.1:5000"
+"""Where the examples say that the mirror is: where it listens unless it is told otherwise."""
 
 
 class Client(Protocol):
@@ -165,9 +166,9 @@ class Skopeo:
 def snippet(name: str, mirror: str, target: Path) -> Path:
     """Writes the example `name` to `target`, with the address of `mirror` (host:port) in the place of the default."""
     text = (_SNIPPETS / name).read_text()
-    assert _DEFAULT_ADDRESS in text, f"{name} does not name the default address"
+    assert DEFAULT_ADDRESS in text, f"{name} does not name the default address"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text.replace(_DEFAULT_ADDRESS, mirror))
+    target.write_text(text.replace(DEFAULT_ADDRESS, mirror))
     return target
 
 
