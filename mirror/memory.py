@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, Generic, TypeVar
 
 from aiocache import SimpleMemoryCache
 
 Key = tuple[str, ...]
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 class Memory:
@@ -53,3 +56,42 @@ class Memory:
         for key in list(self._used):
             await self.delete(key)
         await self._cache.close()
+
+
+class Bounded(Generic[K, V]):
+    """A map that holds at most `limit` in weight (bytes, or entries of weight 1); the least recently used go first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._weight = 0
+        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        """The value, now the most recently used; or None."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def set(self, key: K, value: V, weight: int = 1) -> None:
+        """Holds `value`; one that alone is heavier than the limit is not held."""
+        self.pop(key)
+        if weight > self._limit:
+            return
+        self._entries[key] = (value, weight)
+        self._weight += weight
+        while self._weight > self._limit:
+            _, (_, gone) = self._entries.popitem(last=False)
+            self._weight -= gone
+
+    def pop(self, key: K) -> V | None:
+        """Takes the value out, if it is there."""
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return None
+        self._weight -= entry[1]
+        return entry[0]
+
+    def __len__(self) -> int:
+        return len(self._entries)

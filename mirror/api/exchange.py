@@ -1,0 +1,36 @@
+"""What is known of a request while it is answered: for its log line, its metrics and its headers."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Filled in as the request is understood and answered. `result` is a value of X-Cache, or error or refused."""
+
+    request_id: str
+    started: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    upstream: str = "none"
+    """The configured entry, for metrics."""
+    repository: str | None = None
+    reference: str | None = None
+    kind: str = "none"
+    result: str = "none"
+    status: int = 0
+    sent: int = 0
+    """Body bytes."""
+    first_byte: float | None = None
+    """Seconds from the request to the headers of its answer."""
+    failure: str | None = None
+    """Why the answer was cut short after its headers."""
+
+    def elapsed(self) -> float:
+        """Seconds since the request came."""
+        return asyncio.get_running_loop().time() - self.started
+
+
+EXCHANGE = web.RequestKey("exchange", Exchange)

@@ -1,0 +1,115 @@
+"""Answers: the one table from errors to statuses, and the headers of manifests and blobs."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+from aiohttp import web
+
+from mirror.oci.byte_range import ByteRange, RangeSpec
+from mirror.oci.digest import Digest
+from mirror.oci.errors import (
+    InvalidRequest,
+    MirrorError,
+    RangeNotSatisfiable,
+    StorageError,
+    Unknown,
+    Unsupported,
+    UpstreamCorrupt,
+    UpstreamRefused,
+    UpstreamThrottled,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from mirror.pull import BlobAnswer, ManifestAnswer
+
+_STATUSES: tuple[tuple[type[MirrorError], int], ...] = (
+    # Most particular first: the first that fits counts.
+    (RangeNotSatisfiable, 416),
+    (Unsupported, 404),
+    (InvalidRequest, 400),
+    (Unknown, 404),
+    (UpstreamRefused, 403),
+    (UpstreamThrottled, 429),
+    (UpstreamTimeout, 504),
+    (UpstreamCorrupt, 502),
+    (UpstreamUnavailable, 503),
+    (StorageError, 503),
+)
+_RETRY_AFTER_SECONDS = 5.0
+"""What clients are told where the upstream named no time."""
+_RETRIED = (429, 503)
+_JSON = "application/json"
+
+
+def error_response(error: MirrorError) -> web.Response:
+    """The specification's envelope with the status and headers of the error."""
+    status = 405 if isinstance(error, Unsupported) and error.allow else _status(error)
+    entry = {"code": error.code, "message": error.message, "detail": error.detail}
+    response = web.Response(status=status, body=msgspec.json.encode({"errors": [entry]}), content_type=_JSON)
+    if status in _RETRIED:
+        known = error.retry_after if isinstance(error, UpstreamUnavailable) else None
+        response.headers["Retry-After"] = str(math.ceil(_RETRY_AFTER_SECONDS if known is None else max(1.0, known)))
+    if isinstance(error, RangeNotSatisfiable):
+        response.headers["Content-Range"] = f"bytes */{error.size}"
+    if isinstance(error, Unsupported) and error.allow:
+        response.headers["Allow"] = error.allow
+    return response
+
+
+def unexpected_response() -> web.Response:
+    """What a client sees of a fault of our own; the log has the rest."""
+    entry = {"code": "UNKNOWN", "message": "the mirror failed; its log says why", "detail": None}
+    return web.Response(status=500, body=msgspec.json.encode({"errors": [entry]}), content_type=_JSON)
+
+
+def version_response() -> web.Response:
+    """`GET /v2/`: we speak the API, whatever the upstreams do."""
+    return web.Response(body=b"{}", content_type=_JSON)
+
+
+def manifest_response(answer: ManifestAnswer, spec: RangeSpec | None, *, not_modified: bool) -> web.Response:
+    """A manifest or part of it; for a HEAD the framework leaves the body out. Raises RangeNotSatisfiable."""
+    headers = _headers(answer.digest, answer.media_type, answer.source)
+    if not_modified:
+        return web.Response(status=304, headers=headers)
+    if answer.content is None:
+        headers["Content-Length"] = str(answer.size)
+        return web.Response(headers=headers)
+    if spec is None:
+        return web.Response(body=answer.content, headers=headers)
+    part = spec.resolve(answer.size)
+    headers["Content-Range"] = part.content_range(answer.size)
+    return web.Response(status=206, body=answer.content[part.start : part.end + 1], headers=headers)
+
+
+def blob_response(answer: BlobAnswer, *, not_modified: bool) -> web.StreamResponse:
+    """The headers of a blob; the sender or nobody sends its body."""
+    headers = _headers(answer.digest, "application/octet-stream", answer.source)
+    if not_modified:
+        return web.Response(status=304, headers=headers)
+    part: ByteRange | None = answer.byte_range
+    headers["Content-Length"] = str(answer.size if part is None else part.length)
+    if part is not None:
+        headers["Content-Range"] = part.content_range(answer.size)
+    return web.StreamResponse(status=200 if part is None else 206, headers=headers)
+
+
+def etag(digest: Digest) -> str:
+    """The strong entity tag of content with this digest (RFC 9110 §8.8.3)."""
+    return f'"{digest}"'
+
+
+def _headers(digest: Digest, media_type: str, source: str) -> dict[str, str]:
+    return {
+        "Content-Type": media_type,
+        "Docker-Content-Digest": str(digest),
+        "ETag": etag(digest),
+        "Accept-Ranges": "bytes",
+        "X-Cache": source,
+    }
+
+
+def _status(error: MirrorError) -> int:
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)

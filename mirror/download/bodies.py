@@ -1,0 +1,316 @@
+"""What the sender reads from: a blob's bytes by offset, wherever they are at the moment.
+
+The sender asks `at(offset)` for the next piece, sends it, and asks again; a body may answer the first piece from a
+file and the next from a request of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from mirror.download.download import Download
+from mirror.download.fetch import Fetch, Tools
+from mirror.download.sources import Sources
+from mirror.download.tracks import (
+    WITHHELD,
+    BytesPiece,
+    FilePiece,
+    Piece,
+    SpoolTrack,
+    WindowPiece,
+    WindowTrack,
+)
+from mirror.oci.digest import Digest, Hasher
+from mirror.oci.errors import UpstreamCorrupt, UpstreamUnavailable
+from mirror.routing import Target
+from mirror.store.files import SharedFile
+from mirror.transport import Deadline
+
+__all__ = ["AloneBody", "Body", "BytesPiece", "FilePiece", "FlightBody", "HeldBody", "Piece", "RangeBody"]
+
+_FIRST_RANGE = 1 << 20
+_LARGEST_RANGE = 8 << 20
+_RANGE_SKIP = 1 << 20
+"""Bytes that are thrown away at most where an upstream answers a range with more."""
+
+
+class Body(Protocol):
+    """A source of pieces; `at` is called with rising offsets, each the end of the last piece."""
+
+    async def at(self, offset: int) -> Piece:
+        """The bytes from `offset`, at least one. Raises MirrorError when they will not come."""
+
+    def storage_failed(self, error: OSError) -> None:
+        """The file of the last piece could not be read; the next `at` finds another way."""
+
+    async def close(self) -> None:
+        """Lets go of everything. Idempotent."""
+
+
+class HeldBody:
+    """A blob that we hold. If its file turns out unreadable, `detour` gives a body that fetches it again."""
+
+    def __init__(self, file: SharedFile, detour: Callable[[OSError], Awaitable[Body]]) -> None:
+        self._file: SharedFile | None = file
+        self._size = file.size
+        self._detour = detour
+        self._failure: OSError | None = None
+        self._instead: Body | None = None
+
+    async def at(self, offset: int) -> Piece:
+        if self._instead is None and self._failure is not None:
+            self._release()
+            self._instead = await self._detour(self._failure)
+        if self._instead is not None:
+            return await self._instead.at(offset)
+        assert self._file is not None, "read after close"
+        return FilePiece(self._file, offset, self._size - offset)
+
+    def storage_failed(self, error: OSError) -> None:
+        if self._instead is not None:
+            self._instead.storage_failed(error)
+        else:
+            self._failure = error
+
+    async def close(self) -> None:
+        self._release()
+        if self._instead is not None:
+            await self._instead.close()
+
+    def _release(self) -> None:
+        if self._file is not None:
+            self._file.release()
+            self._file = None
+
+
+class FlightBody:
+    """A reader of a download. It leaves the common track only where that cannot serve it any more."""
+
+    def __init__(
+        self, download: Download, target: Target, tools: Tools, detour: Callable[[OSError], Awaitable[Body]]
+    ) -> None:
+        self._download = download
+        self._target = target
+        self._tools = tools
+        self._detour = detour
+        self._track: SpoolTrack | WindowTrack | None = None
+        self._size: int | None = None
+        self._file: SharedFile | None = None
+        self._state: tuple[int, Hasher] = (0, download.digest.hasher())
+        self._taken = False
+        self._failure: OSError | None = None
+        self._instead: Body | None = None
+        self._attached = True
+        download.attach()
+
+    async def at(self, offset: int) -> Piece:
+        while self._instead is None:
+            piece = await self._next(offset)
+            if piece is not None:
+                self._taken = True
+                return piece
+        return await self._instead.at(offset)
+
+    def storage_failed(self, error: OSError) -> None:
+        if self._instead is not None:
+            self._instead.storage_failed(error)
+        else:
+            self._failure = error
+
+    async def close(self) -> None:
+        self._leave()
+        if self._instead is not None:
+            await self._instead.close()
+
+    async def _next(self, offset: int) -> Piece | None:
+        """A piece of the track; None where the question has to be asked again."""
+        if self._track is None:
+            self._size = await self._download.opened()
+            self._track = self._download.track
+        track = self._track
+        if track is None:
+            raise UpstreamUnavailable(f"the download of {self._download.digest} is over", reason="no_room")
+        if self._failure is not None:
+            self._leave()
+            self._instead = await self._detour(self._failure)
+        elif track.error is not None:
+            self._follow_up(track.error)
+        elif isinstance(track, SpoolTrack):
+            return await self._from_spool(track, offset)
+        else:
+            track.reached(offset)
+            if offset < track.start:
+                self._go_alone(*(self._state if self._state[0] == offset else (0, self._download.digest.hasher())))
+            elif (held := track.piece(offset) if offset < track.visible else None) is not None:
+                return self._remember(held)
+            else:
+                await track.news()
+        return None
+
+    async def _from_spool(self, track: SpoolTrack, offset: int) -> Piece | None:
+        if self._file is None:
+            self._file = track.spool.file.hold()
+        if offset < track.visible:
+            return FilePiece(self._file, offset, track.visible - offset)
+        if track.frozen is not None:
+            self._go_alone(track.written, track.frozen.copy())
+        else:
+            await track.news()
+        return None
+
+    def _remember(self, held: WindowPiece) -> BytesPiece:
+        self._state = (held.end, held.hasher)
+        return BytesPiece(held.data)
+
+    def _follow_up(self, error: Exception) -> None:
+        """After a failed round: whoever has no byte of it yet goes on with the next, if there is one."""
+        successor = self._download.track
+        if successor is self._track or self._taken or self._download.size not in (None, self._size):
+            raise error
+        self._release()
+        self._track = successor
+
+    def _go_alone(self, start: int, hasher: Hasher) -> None:
+        assert self._size is not None
+        self._leave()
+        self._instead = AloneBody(
+            self._download.digest, self._target, self._tools, size=self._size, start=start, hasher=hasher.copy()
+        )
+
+    def _leave(self) -> None:
+        self._release()
+        if self._attached:
+            self._attached = False
+            self._download.detach()
+
+    def _release(self) -> None:
+        if self._file is not None:
+            self._file.release()
+            self._file = None
+
+
+class AloneBody:
+    """The rest of a blob by a request of one's own, verified: `hasher` has seen everything before `start`."""
+
+    def __init__(self, digest: Digest, target: Target, tools: Tools, *, size: int, start: int, hasher: Hasher) -> None:
+        self._fetch = Fetch(digest, Sources(target), tools, start=start, size=size)
+        self._tools = tools
+        self._label = target.upstream.entry
+        self._size = size
+        self._hasher = hasher
+        self._buffer = bytearray()
+        self._position = start
+        """Offset of the first byte of the buffer."""
+        self._received = start
+        self._opened = False
+
+    async def at(self, offset: int) -> Piece:
+        while True:
+            self._drop_before(offset)
+            ready = len(self._buffer) if self._received == self._size else len(self._buffer) - WITHHELD
+            if ready > 0 and self._position == offset:
+                data = bytes(self._buffer[:ready])
+                return BytesPiece(data)
+            await self._receive()
+
+    def storage_failed(self, error: OSError) -> None:
+        raise AssertionError("nothing here comes from a file") from error
+
+    async def close(self) -> None:
+        await self._fetch.close()
+
+    def _drop_before(self, offset: int) -> None:
+        surplus = min(offset - self._position, len(self._buffer))
+        if surplus > 0:
+            del self._buffer[:surplus]
+            self._position += surplus
+
+    async def _receive(self) -> None:
+        if not self._opened:
+            self._opened = True
+            await self._fetch.open(Deadline.after(self._tools.timeouts.first_byte))
+        chunk = await self._fetch.next()
+        if chunk is not None:
+            await self._tools.cache.blobs.run(self._hasher.update, chunk)
+            self._tools.metrics.bypass_bytes.labels(upstream=self._label, reason="alone").inc(len(chunk))
+            self._buffer += chunk
+            self._received += len(chunk)
+        if self._received == self._size and self._hasher.hexdigest() != self._fetch.digest.hex:
+            self._tools.metrics.digest_mismatches.labels(upstream=self._label).inc()
+            raise UpstreamCorrupt(f"wrong bytes for {self._fetch.digest}")
+
+
+class RangeBody:
+    """A range of a blob that is not all here: from the download where it gets there soon, else by closed ranges.
+
+    Those are 1 MiB at first, doubling to 8 MiB as the client takes them; their bytes are not verified and not kept.
+    """
+
+    def __init__(
+        self,
+        digest: Digest,
+        target: Target,
+        tools: Tools,
+        *,
+        size: int,
+        end: int,
+        flight: FlightBody | None,
+        patience: float,
+    ) -> None:
+        self._digest = digest
+        self._target = target
+        self._tools = tools
+        self._size = size
+        self._end = end
+        self._flight = flight
+        self._patience = patience
+        self._fetch: Fetch | None = None
+        self._length = _FIRST_RANGE
+
+    async def at(self, offset: int) -> Piece:
+        if self._flight is not None:
+            try:
+                async with asyncio.timeout(self._patience):
+                    return await self._flight.at(offset)
+            except TimeoutError:
+                await self._leave_flight()
+        while True:
+            chunk = await self._fetch.next() if self._fetch is not None else None
+            if chunk is not None:
+                self._tools.metrics.bypass_bytes.labels(upstream=self._target.upstream.entry, reason="range").inc(
+                    len(chunk)
+                )
+                return BytesPiece(chunk)
+            await self._ask(offset)
+
+    def storage_failed(self, error: OSError) -> None:
+        assert self._flight is not None
+        self._flight.storage_failed(error)
+
+    async def close(self) -> None:
+        await self._leave_flight()
+        if self._fetch is not None:
+            await self._fetch.close()
+
+    async def _ask(self, offset: int) -> None:
+        if offset > self._end:
+            raise UpstreamUnavailable(f"asked for bytes of {self._digest} past the range")
+        stop = min(offset + self._length, self._end + 1)
+        self._length = min(2 * self._length, _LARGEST_RANGE)
+        self._fetch = Fetch(
+            self._digest,
+            Sources(self._target),
+            self._tools,
+            start=offset,
+            stop=stop,
+            size=self._size,
+            skip_limit=_RANGE_SKIP,
+        )
+        await self._fetch.open(Deadline.after(self._tools.timeouts.cold_head))
+
+    async def _leave_flight(self) -> None:
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            await flight.close()

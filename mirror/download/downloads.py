@@ -1,0 +1,86 @@
+"""The downloads under way: at most one per digest that newcomers may join."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mirror.download.bodies import Body, FlightBody
+from mirror.download.download import Download
+from mirror.download.fetch import Tools
+from mirror.oci.digest import Digest
+from mirror.routing import Target
+
+
+class Downloads:
+    """Starts downloads, lets requests join them, and owns their tasks."""
+
+    def __init__(self, tools: Tools, *, abandon_below: int) -> None:
+        self.tools = tools
+        self._abandon_below = abandon_below
+        self._joinable: dict[Digest, Download] = {}
+        self._all: set[Download] = set()
+
+    def current(self, digest: Digest) -> Download | None:
+        """The download of `digest` that a newcomer can join from byte 0."""
+        download = self._joinable.get(digest)
+        if download is not None and not download.joinable:
+            del self._joinable[digest]
+            return None
+        return download
+
+    def start(
+        self, digest: Digest, target: Target, *, background: bool = False, pass_through: bool = False
+    ) -> Download:
+        """Begins a download from `target`; newcomers join it from now on."""
+        download = Download(
+            digest,
+            target,
+            self.tools,
+            abandon_below=self._abandon_below,
+            background=background,
+            pass_through=pass_through,
+        )
+        self._joinable[digest] = download
+        self._all.add(download)
+        self.tools.metrics.downloads_in_flight.set(len(self._all))
+        download.start(self._ended)
+        return download
+
+    def read(self, download: Download, target: Target) -> FlightBody:
+        """A reader of a download, counted among its audience from now on."""
+
+        async def detour(error: OSError) -> Body:
+            self._retire(download)
+            return await self.detour(download.digest, target, error)
+
+        return FlightBody(download, target, self.tools, detour)
+
+    async def detour(self, digest: Digest, target: Target, error: OSError) -> Body:
+        """A body for a client whose bytes can no longer be read from our disk: a fetch past the disk, shared."""
+        self.tools.cache.trouble.note("blobs", error)
+        download = self.current(digest) or self.start(digest, target, pass_through=True)
+        download.sources.add(target)
+        return self.read(download, target)
+
+    @property
+    def running(self) -> int:
+        """How many are under way."""
+        return len(self._all)
+
+    async def finish(self, grace: float) -> None:
+        """Lets those under way go on for `grace` seconds, then stops the rest; what they have is kept for later."""
+        if self._all and grace > 0:
+            waits = [asyncio.create_task(download.wait()) for download in self._all]
+            await asyncio.wait(waits, timeout=grace)
+            for wait in waits:
+                wait.cancel()
+        await asyncio.gather(*(download.cancel() for download in list(self._all)))
+
+    def _retire(self, download: Download) -> None:
+        if self._joinable.get(download.digest) is download:
+            del self._joinable[download.digest]
+
+    def _ended(self, download: Download) -> None:
+        self._retire(download)
+        self._all.discard(download)
+        self.tools.metrics.downloads_in_flight.set(len(self._all))

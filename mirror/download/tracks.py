@@ -1,0 +1,190 @@
+"""Where a blob's bytes are while it is on its way: in a spool file, or in a small window of memory.
+
+Readers follow a track up to `visible`. The last bytes are withheld until the digest matches, so that wrong bytes never
+look complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mirror.oci.digest import Digest, Hasher
+from mirror.oci.errors import MirrorError
+from mirror.store.blobs import BlobStore, Spool
+from mirror.store.files import SharedFile
+
+WITHHELD = 4096
+"""Bytes at the end of a blob that nobody gets before the digest has been compared."""
+
+WINDOW_BYTES = 2 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FilePiece:
+    """Bytes `offset` to `offset + count` of an open file; whoever works on it in a thread holds it meanwhile."""
+
+    file: SharedFile
+    offset: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class BytesPiece:
+    """Bytes in memory."""
+
+    data: bytes
+
+
+Piece = FilePiece | BytesPiece
+
+
+class Track:
+    """How far a blob has come, and how it ended. Everything here happens on the event loop, except `append`."""
+
+    def __init__(self) -> None:
+        self.size: int | None = None
+        self.written = 0
+        """Bytes that have come and been hashed."""
+        self.visible = 0
+        """Bytes that readers may have."""
+        self.error: MirrorError | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every byte may be read."""
+        return self.size is not None and self.visible >= self.size
+
+    def advance(self, written: int) -> None:
+        """More bytes are in place. Nothing is visible while the length is unknown: the tail could be among them."""
+        self.written = written
+        if self.size is not None:
+            self.visible = max(self.visible, min(written, self.size - WITHHELD))
+        self.tell()
+
+    def complete(self) -> None:
+        """The digest matches: everything is visible."""
+        self.size = self.visible = self.written
+        self.tell()
+
+    def fail(self, error: MirrorError) -> None:
+        """No more bytes will come."""
+        self.error = self.error or error
+        self.tell()
+
+    def tell(self) -> None:
+        """Wakes everybody who waits for news."""
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def news(self) -> None:
+        """Waits until something changed."""
+        await self._news.wait()
+
+
+class SpoolTrack(Track):
+    """Bytes in a spool file: any number of readers, at any pace, from anywhere."""
+
+    def __init__(self, spool: Spool, blobs: BlobStore) -> None:
+        super().__init__()
+        self.spool = spool
+        self._blobs = blobs
+        self.frozen: Hasher | None = None
+        """Set when the disk takes no more: the hash of the `written` bytes, from which each reader goes on alone."""
+        self.written = spool.written
+
+    @property
+    def hexdigest(self) -> str:
+        """The hash of what is written."""
+        return self.spool.hasher.hexdigest()
+
+    async def append(self, pieces: Sequence[bytes]) -> None:
+        """Writes and hashes, then advances as far as that went. Raises StorageError."""
+        try:
+            await self._blobs.append(self.spool, pieces)
+        finally:
+            self.advance(self.spool.written)
+
+    def freeze(self) -> None:
+        """The disk takes no more. What is in the file is given in full: the reader's own request withholds the rest."""
+        self.frozen = self.spool.hasher
+        self.visible = self.written
+        self.tell()
+
+    def piece(self, offset: int) -> FilePiece:
+        """The visible bytes from `offset`."""
+        return FilePiece(self.spool.file, offset, self.visible - offset)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowPiece:
+    """Bytes of the window from `offset`, and the hash of the blob up to their end."""
+
+    offset: int
+    data: bytes
+    hasher: Hasher
+
+    @property
+    def end(self) -> int:
+        """The offset after the last byte."""
+        return self.offset + len(self.data)
+
+
+class WindowTrack(Track):
+    """Bytes in a small window of memory, not stored: readers that keep pace share it, a slow one is cut loose."""
+
+    def __init__(self, digest: Digest, blobs: BlobStore) -> None:
+        super().__init__()
+        self._hasher = digest.hasher()
+        self._blobs = blobs
+        self._window: deque[WindowPiece] = deque()
+        self._bytes = 0
+        self._fastest = 0
+
+    @property
+    def hexdigest(self) -> str:
+        """The hash of what has come."""
+        return self._hasher.hexdigest()
+
+    @property
+    def start(self) -> int:
+        """The first offset that is still held."""
+        return self._window[0].offset if self._window else self.written
+
+    async def append(self, pieces: Sequence[bytes]) -> None:
+        """Hashes in the pool and holds the bytes, making room by forgetting what the fastest reader has taken."""
+        data = b"".join(pieces)
+        await self._make_room(len(data))
+        await self._blobs.run(self._hasher.update, data)
+        self._window.append(WindowPiece(self.written, data, self._hasher.copy()))
+        self._bytes += len(data)
+        self.advance(self.written + len(data))
+
+    def reached(self, offset: int) -> None:
+        """A reader has taken everything before `offset`."""
+        if offset > self._fastest:
+            self._fastest = offset
+            self.tell()
+
+    def piece(self, offset: int) -> WindowPiece | None:
+        """The visible bytes from `offset` to the end of their piece; None where they are forgotten."""
+        for held in self._window:
+            if held.offset <= offset < held.end:
+                end = min(held.end, self.visible)
+                return WindowPiece(offset, held.data[offset - held.offset : end - held.offset], held.hasher)
+        return None
+
+    def newest(self) -> WindowPiece | None:
+        """The visible bytes that came last; None while there are none."""
+        held = self._window[-1] if self._window else None
+        return self.piece(held.offset) if held is not None and held.offset < self.visible else None
+
+    async def _make_room(self, need: int) -> None:
+        while self._window and self._bytes + need > WINDOW_BYTES:
+            if self._window[0].end > self._fastest:
+                await self.news()  # nobody has taken the oldest piece yet
+                continue
+            self._bytes -= len(self._window.popleft().data)

@@ -1,0 +1,47 @@
+"""What a pull gives: the thing, and where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mirror.download import Body
+from mirror.oci.byte_range import ByteRange
+from mirror.oci.digest import Digest
+
+
+class Source(StrEnum):
+    """Where an answer came from: X-Cache, and the label `result` of the metrics."""
+
+    HIT = "hit"
+    MISS = "miss"
+    JOINED = "joined"
+    STALE = "stale"
+    REVALIDATED = "revalidated"
+    BYPASS = "bypass"
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestAnswer:
+    """A manifest: `content` is its exact bytes, None where only its headers were asked for and are known."""
+
+    digest: Digest
+    size: int
+    media_type: str
+    content: bytes | None
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class BlobAnswer:
+    """A blob of `size` bytes, or the part `byte_range` of it. Whoever gets it closes `body` (None for a HEAD).
+
+    `at_once`: the headers need not wait for the first byte, which is known to come.
+    """
+
+    digest: Digest
+    size: int
+    byte_range: ByteRange | None
+    body: Body | None
+    source: Source
+    at_once: bool = False

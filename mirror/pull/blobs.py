@@ -1,0 +1,184 @@
+"""Blobs: given from the disk, from a download under way, or from a new one; to those who may have them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from mirror.cache import Cache
+from mirror.config import Timeouts
+from mirror.download import (
+    Body,
+    Download,
+    Downloads,
+    FlightBody,
+    HeldBody,
+    RangeBody,
+    sample_of_download,
+    sample_of_file,
+)
+from mirror.metrics import Metrics
+from mirror.oci.byte_range import RangeSpec
+from mirror.oci.digest import Digest
+from mirror.oci.errors import StorageError, UpstreamTimeout
+from mirror.pull.answers import BlobAnswer, Source
+from mirror.pull.permission import Permissions
+from mirror.routing import Target
+from mirror.store.files import SharedFile
+
+_SOON_SECONDS = 3.0
+"""A range that the download reaches in this time waits for it."""
+_YOUNG_SECONDS = 1.0
+"""A download younger than this has no rate yet: every range that joins it waits for it."""
+
+
+class BlobPuller:
+    """Answers GET and HEAD of blobs."""
+
+    def __init__(
+        self, cache: Cache, downloads: Downloads, permissions: Permissions, metrics: Metrics, timeouts: Timeouts
+    ) -> None:
+        self._cache = cache
+        self._downloads = downloads
+        self._permissions = permissions
+        self._metrics = metrics
+        self._timeouts = timeouts
+
+    async def head(self, target: Target, digest: Digest) -> BlobAnswer:
+        """The blob's length; asks the upstream where it is not known, and never fetches the blob.
+
+        Raises BlobUnknown, UpstreamRefused, UpstreamUnavailable.
+        """
+        file = await self._open(digest)
+        if file is None:
+            known = await self._cache.link(target, digest)
+            link = known or await self._permissions.ask_size(target, digest, self._timeouts.cold_head)
+            return BlobAnswer(digest, link.size, None, None, Source.MISS if known is None else Source.HIT)
+        try:
+            return BlobAnswer(digest, file.size, None, None, await self._permit_held(target, digest, file))
+        finally:
+            file.release()
+
+    async def get(self, target: Target, digest: Digest, spec: RangeSpec | None) -> BlobAnswer:
+        """The blob or a range of it. The caller closes the answer's body.
+
+        Raises BlobUnknown, UpstreamRefused, UpstreamUnavailable, RangeNotSatisfiable.
+        """
+        file = await self._open(digest)
+        if file is not None:
+            return await self._from_file(target, digest, spec, file)
+        seconds = self._timeouts.first_byte if spec is None else self._timeouts.cold_head
+        try:
+            async with asyncio.timeout(seconds):
+                flight = await self._board(target, digest, background=spec is not None)
+        except TimeoutError:
+            raise UpstreamTimeout(f"{target} did not begin to send {digest} in {seconds:g} s") from None
+        if spec is None:
+            return BlobAnswer(digest, flight.size, None, flight.body, flight.source)
+        return await self._range(target, flight, spec)
+
+    # Held.
+
+    async def _open(self, digest: Digest) -> SharedFile | None:
+        try:
+            return await self._cache.open_blob(digest)
+        except StorageError as error:
+            self._cache.trouble.note("blobs", error)
+            return None
+
+    async def _permit_held(self, target: Target, digest: Digest, file: SharedFile) -> Source:
+        origin = await self._cache.origin(digest)
+        if await self._permissions.given(target, digest, origin):
+            return Source.HIT
+        blobs = self._cache.blobs
+        await self._permissions.ask(target, digest, file.size, origin, lambda: sample_of_file(blobs, file, file.size))
+        return Source.REVALIDATED
+
+    async def _from_file(self, target: Target, digest: Digest, spec: RangeSpec | None, file: SharedFile) -> BlobAnswer:
+        async def detour(error: OSError) -> Body:
+            await self._cache.drop_blob(digest)
+            return await self._downloads.detour(digest, target, error)
+
+        try:
+            source = await self._permit_held(target, digest, file)
+            byte_range = spec.resolve(file.size) if spec is not None else None
+        except BaseException:
+            file.release()
+            raise
+        return BlobAnswer(digest, file.size, byte_range, HeldBody(file, detour), source, at_once=True)
+
+    # On its way.
+
+    async def _board(self, target: Target, digest: Digest, *, background: bool) -> _Flight:
+        """Joins the download of the blob, or starts it, and waits until its length is known and may be told."""
+        download = self._downloads.current(digest)
+        source = Source.MISS if download is None else Source.JOINED
+        if download is None or target not in download.sources:
+            await self._cache.check_absence(target, digest, "blob")
+        if download is None:  # perhaps somebody else began while we looked
+            download = self._downloads.current(digest) or self._downloads.start(digest, target, background=background)
+        download.sources.add(target)
+        if source is Source.JOINED:
+            self._metrics.download_joins.labels(upstream=target.upstream.entry).inc()
+        body = self._downloads.read(download, target)
+        try:
+            size = await download.opened()
+            await self._permit_flight(target, download, size)
+        except BaseException:
+            await body.close()
+            raise
+        return _Flight(download, size, body, source)
+
+    async def _permit_flight(self, target: Target, download: Download, size: int) -> None:
+        """A reader whose own upstream did not show these bytes needs a permission of its own."""
+        if target == download.shown_by:
+            return
+        origin = download.shown_by.upstream.host if download.shown_by else None
+        if not await self._permissions.given(target, download.digest, origin):
+            blobs = self._cache.blobs
+            await self._permissions.ask(
+                target, download.digest, size, origin, lambda: sample_of_download(blobs, download)
+            )
+
+    # Ranges of what is not held.
+
+    async def _range(self, target: Target, flight: _Flight, spec: RangeSpec) -> BlobAnswer:
+        try:
+            byte_range = spec.resolve(flight.size)
+            soon = self._soon(flight, byte_range.start)
+            if not soon:
+                await flight.body.close()
+        except BaseException:
+            await flight.body.close()
+            raise
+        body = RangeBody(
+            flight.download.digest,
+            target,
+            self._downloads.tools,
+            size=flight.size,
+            end=byte_range.end,
+            flight=flight.body if soon else None,
+            patience=_SOON_SECONDS,
+        )
+        source = flight.source if soon else Source.BYPASS
+        return BlobAnswer(flight.download.digest, flight.size, byte_range, body, source, at_once=soon)
+
+    def _soon(self, flight: _Flight, offset: int) -> bool:
+        """Whether the download gets to `offset` soon enough to wait for it."""
+        download, track = flight.download, flight.download.track
+        if track is None or not download.stores:
+            return False
+        if flight.source is Source.MISS and offset > 0:
+            return False  # cold, and not from the start: its own request is the faster answer
+        age = asyncio.get_running_loop().time() - download.started
+        return age < _YOUNG_SECONDS or track.written + download.rate() * _SOON_SECONDS >= offset
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A place on a download: what it is of, how long it is, and the reader."""
+
+    download: Download
+    size: int
+    body: FlightBody
+    source: Source

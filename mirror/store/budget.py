@@ -1,0 +1,224 @@
+"""The disk budget: what counts against it, who may write how much, and making room by eviction."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+
+from mirror.config import Storage
+from mirror.metrics import Metrics
+from mirror.oci.errors import StorageError
+from mirror.singleflight import SingleFlight
+from mirror.store.blobs import BlobEntry, BlobStore, Directory
+from mirror.store.victims import Oldest
+
+_RESERVE_SECONDS = 2.0
+"""How long a fill waits for room before it passes through."""
+_log = structlog.get_logger()
+
+
+class Reservation:
+    """Room promised to one fill until `end`."""
+
+    def __init__(self, budget: Budget, size: int) -> None:
+        self._budget = budget
+        self.size = size
+        """Bytes promised."""
+        self.written = 0
+        """Bytes of it that are on the disk already, and so missing from the free space."""
+
+    def end(self) -> None:
+        """The fill became a blob, or left nothing behind."""
+        self._budget.end(self)
+
+
+class Budget:
+    """Holds `max_size` over blobs, reserved spools and records, and `min_free` over the file system.
+
+    Until the first scan has counted the blobs, `committed` is what the last process wrote down; without that nothing
+    is reserved, and fills pass through for the seconds that the scan takes.
+    """
+
+    def __init__(
+        self, storage: Storage, blobs: BlobStore, metrics: Metrics, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._storage = storage
+        self._blobs = blobs
+        self._metrics = metrics
+        self._clock = clock
+        self._base = 0
+        self._reservations: set[Reservation] = set()
+        self._victims: deque[BlobEntry] = deque()
+        self._one_at_a_time = asyncio.Lock()
+        self._scans = SingleFlight()
+        self._known = asyncio.Event()
+        self.counted = False
+        """Whether a scan of this process has counted the blobs."""
+        self.records = 0
+        """Bytes that the records take, as last measured."""
+        metrics.cache_max_bytes.set(storage.max_size)
+
+    # What counts.
+
+    @property
+    def committed(self) -> int:
+        """Bytes of blobs held."""
+        return max(0, self._base + self._blobs.net)
+
+    @property
+    def used(self) -> int:
+        """Bytes that count against `max_size`: blobs, everything reserved, leftover spools and records."""
+        reserved = sum(held.size for held in self._reservations)
+        leftover = sum(leftover.size for leftover in self._blobs.leftovers.values())
+        return self.committed + reserved + leftover + self.records
+
+    @property
+    def above_watermark(self) -> int:
+        """Bytes to free until the low watermark is reached."""
+        return max(0, self.used - int(self._storage.low_watermark * self._storage.max_size))
+
+    @property
+    def wants_sweep(self) -> bool:
+        """Whether more is held than halfway between the watermark and the limit."""
+        return self.used > self._storage.max_size * (1 + self._storage.low_watermark) / 2
+
+    def believe(self, committed: int) -> None:
+        """Takes the last process's word for the bytes held, until the first scan."""
+        if not self.counted:
+            self._base = committed - self._blobs.net
+            self._known.set()
+
+    # Room.
+
+    async def reserve(self, size: int) -> Reservation | None:
+        """Room for a blob of `size` bytes, evicting for it if need be; None where it must pass through.
+
+        Bounded: whoever gets no room within two seconds passes through.
+        """
+        if size > self._storage.max_size // 2:
+            return None
+        try:
+            async with asyncio.timeout(_RESERVE_SECONDS):
+                await self._known.wait()
+                async with self._one_at_a_time:
+                    return await self._reserve(size)
+        except (TimeoutError, StorageError) as error:
+            _log.warning("no room could be made for a blob", size=size, error=str(error) or "timed out")
+            return None
+
+    async def extend(self, reservation: Reservation, size: int) -> bool:
+        """Enlarges a reservation to `size` bytes, for a blob whose length nobody told us; False where it may not."""
+        if size > self._storage.max_size // 2:
+            return False
+        more = await self.reserve(size - reservation.size)
+        if more is None:
+            return False
+        self._reservations.discard(more)
+        reservation.size = size
+        return True
+
+    async def make_room(self, need: int, reason: str) -> int:
+        """Evicts the least recently used blobs of together at least `need` bytes; returns what was freed.
+
+        Raises StorageError.
+        """
+        freed = await self._drop_leftovers(need)
+        rescanned = False
+        while freed < need:
+            if self._victims:
+                freed += await self.evict(self._victims.popleft(), reason)
+            elif rescanned:
+                break
+            else:
+                rescanned = True
+                await self.scan(max(need - freed, self.above_watermark))
+        self.show()
+        return freed
+
+    async def evict(self, victim: BlobEntry, reason: str) -> int:
+        """Removes a blob, unless it was used since it was scanned; returns the bytes it had."""
+        size = await self._blobs.remove(victim.digest, unless_used_after=victim.used_at)
+        if size:
+            self._metrics.evictions.labels(reason=reason).inc()
+            self._metrics.evicted_bytes.inc(size)
+            self._metrics.eviction_age.observe(max(0.0, self._clock() - victim.used_at))
+        return size
+
+    async def scan(self, need: int) -> None:
+        """Counts every blob and remembers victims for at least `need` bytes; one scan at a time, whoever asks.
+
+        Raises StorageError.
+        """
+        await self._scans.run("scan", lambda: self._scan(need))
+
+    async def close(self) -> None:
+        """Stops a running scan."""
+        await self._scans.close()
+
+    def end(self, reservation: Reservation) -> None:
+        """Takes a reservation off the books: its bytes are a blob now, or nothing."""
+        self._reservations.discard(reservation)
+        self.show()
+
+    def show(self) -> None:
+        """Puts what is used into the metric."""
+        self._metrics.cache_bytes.set(self.used)
+
+    # Inside.
+
+    async def _scan(self, need: int) -> None:
+        base = objects = 0
+        oldest = Oldest(need)
+        for directory in self._blobs.directories():
+            entries, balance = await self._scan_settled(directory)
+            base -= balance
+            objects += len(entries)
+            for entry in map(self._blobs.as_used, entries):
+                base += entry.size
+                oldest.offer(entry)
+        self._base = base
+        self._victims = deque(oldest.chosen())
+        self.counted = True
+        self._known.set()
+        self._metrics.cache_objects.labels(kind="blob").set(objects)
+        self.show()
+
+    async def _scan_settled(self, directory: Directory) -> tuple[list[BlobEntry], int]:
+        """A directory's blobs, and its balance at that moment."""
+        for _ in range(3):
+            moves, balance = self._blobs.moves[directory], self._blobs.balance[directory]
+            entries = await self._blobs.scan(directory)
+            if self._blobs.moves[directory] == moves:
+                break
+        return entries, balance
+
+    async def _reserve(self, size: int) -> Reservation | None:
+        for reason, shortfall in (("budget", self._over_budget(size)), ("min_free", await self._below_free(size))):
+            if shortfall > 0 and await self.make_room(shortfall, reason) < shortfall:
+                return None
+        if self._over_budget(size) > 0:  # somebody else's bytes came meanwhile
+            return None
+        reservation = Reservation(self, size)
+        self._reservations.add(reservation)
+        self.show()
+        return reservation
+
+    def _over_budget(self, size: int) -> int:
+        return self.used + size - self._storage.max_size
+
+    async def _below_free(self, size: int) -> int:
+        """Bytes that must go before `size` more leave `min_free`, counting what is promised and not yet written."""
+        free, total = await self._blobs.free()
+        promised = sum(max(0, held.size - held.written) for held in self._reservations)
+        return size + promised + self._storage.min_free.of(total) - free
+
+    async def _drop_leftovers(self, need: int) -> int:
+        freed = 0
+        for digest in list(self._blobs.leftovers):
+            if freed < need and digest in self._blobs.leftovers:
+                freed += await self._blobs.discard_leftover(digest)
+        return freed

@@ -1,0 +1,121 @@
+"""Every call that touches the data directory, in one object, so that a test can make any of them fail or wait."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from pathlib import Path
+
+Run = Callable[[], None]
+
+
+class Files:
+    """The file system calls of the store, thin over `os`. All of them block: call them from a thread of a pool."""
+
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        """Opens `path` and returns its descriptor."""
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+
+    def close(self, fd: int) -> None:
+        """Closes a descriptor."""
+        os.close(fd)
+
+    def read(self, fd: int, count: int, offset: int) -> bytes:
+        """At most `count` bytes from `offset`; empty at the end."""
+        return os.pread(fd, count, offset)
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        """Writes at `offset`; returns how many bytes it took."""
+        return os.pwrite(fd, data, offset)
+
+    def sendfile(self, out: int, fd: int, offset: int, count: int) -> int:
+        """Copies at most `count` bytes from `offset` to the socket `out`; 0 at the end."""
+        return os.sendfile(out, fd, offset, count)
+
+    def fsync(self, fd: int) -> None:
+        """Waits until the file is on the disk."""
+        os.fsync(fd)
+
+    def fsync_directory(self, path: Path) -> None:
+        """Waits until the directory's entries are on the disk."""
+        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self.fsync(fd)
+        finally:
+            self.close(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Moves a file over `target`."""
+        os.rename(source, target)  # noqa: PTH104 - one object makes every call, by its os name
+
+    def unlink(self, path: Path) -> None:
+        """Removes a file; one that is gone already is fine."""
+        path.unlink(missing_ok=True)
+
+    def mkdir(self, path: Path) -> None:
+        """Makes a directory and its parents, readable by us alone."""
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def size(self, fd: int) -> int:
+        """The length of an open file in bytes."""
+        return os.fstat(fd).st_size
+
+    def stat(self, path: Path) -> os.stat_result:
+        """The status of `path`."""
+        return path.stat()
+
+    def utime(self, path: Path, when: float) -> None:
+        """Sets the time of last use (mtime) in seconds since the epoch."""
+        os.utime(path, (when, when))
+
+    def scan(self, path: Path) -> Iterable[tuple[str, int, float]]:
+        """Name, size in bytes and mtime of each file in `path`; nothing where there is no such directory."""
+        try:
+            entries = os.scandir(path)
+        except FileNotFoundError:
+            return
+        with entries:
+            for entry in entries:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:  # evicted since the directory was read
+                    continue
+                yield entry.name, status.st_size, status.st_mtime
+
+    def free(self, path: Path) -> tuple[int, int]:
+        """Free bytes for us on the file system that holds `path`, and its total."""
+        status = os.statvfs(path)
+        return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
+
+class SharedFile:
+    """An open file that closes when its last holder lets go.
+
+    A thread that works on the descriptor is a holder: closing it under a running `sendfile` would let the kernel give
+    the number to somebody else's file. Hold and release on the event loop only; the close itself runs in `pool`, since
+    closing the last descriptor of an unlinked file frees its blocks.
+    """
+
+    def __init__(self, fd: int, size: int, files: Files, pool: Executor) -> None:
+        self.fd = fd
+        self.size = size
+        """Bytes; for a spool, what had been written when the file was shared."""
+        self.files = files
+        self._pool = pool
+        self._holders = 1
+
+    def hold(self) -> SharedFile:
+        """One more holder; each releases once."""
+        assert self._holders > 0, "held after the last release"
+        self._holders += 1
+        return self
+
+    def release(self) -> None:
+        """One holder less; the last one closes the descriptor."""
+        self._holders -= 1
+        if self._holders == 0:
+            try:
+                self._pool.submit(self.files.close, self.fd)
+            except RuntimeError:  # the pool is shut down: nothing is served any more
+                self.files.close(self.fd)

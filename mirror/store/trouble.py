@@ -1,0 +1,83 @@
+"""What is wrong with our disk at the moment: noted once, logged once, shown in `/readyz` and in a metric."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Callable
+
+import structlog
+
+from mirror.metrics import Metrics
+from mirror.oci.errors import StorageError
+
+_BACKOFF_SECONDS = 5.0
+_NAMES = {
+    errno.ENOSPC: "full",
+    errno.EDQUOT: "full",
+    errno.EROFS: "read_only",
+    errno.EIO: "io_error",
+    errno.EACCES: "permission",
+    errno.EPERM: "permission",
+    errno.EMFILE: "descriptors",
+    errno.ENFILE: "descriptors",
+}
+_log = structlog.get_logger()
+
+
+class Trouble:
+    """Reasons why the disk cannot be used, by the part that met them: `blobs` or `records`.
+
+    After a failure the disk is left alone for a few seconds (`usable` is False) and then tried again: a volume may
+    come back at any time.
+    """
+
+    def __init__(self, metrics: Metrics, monotonic: Callable[[], float]) -> None:
+        self._metrics = metrics
+        self._monotonic = monotonic
+        self._reasons: dict[str, str] = {}
+        self._rest_until: dict[str, float] = {}
+
+    def note(self, part: str, error: BaseException) -> None:
+        """Remembers that `part` failed with `error`; a full budget (a StorageError without cause) is no failure."""
+        if isinstance(error, StorageError) and error.__cause__ is None:
+            return
+        reason = reason_of(error)
+        self._rest_until[part] = self._monotonic() + _BACKOFF_SECONDS
+        previous = self._reasons.get(part)
+        if previous == reason:
+            return
+        if previous is not None:
+            self._metrics.storage_degraded.labels(reason=previous).set(0)
+        self._reasons[part] = reason
+        self._metrics.storage_degraded.labels(reason=reason).set(1)
+        _log.error("storage degraded; blobs pass through", part=part, reason=reason, error=str(error))
+
+    def clear(self, part: str) -> None:
+        """Remembers that `part` works again."""
+        reason = self._reasons.pop(part, None)
+        if reason is None:
+            return
+        self._rest_until.pop(part, None)
+        if reason not in self._reasons.values():
+            self._metrics.storage_degraded.labels(reason=reason).set(0)
+        _log.info("storage recovered", part=part, reason=reason)
+
+    def usable(self, part: str) -> bool:
+        """False while `part` rests after a failure."""
+        return self._monotonic() >= self._rest_until.get(part, 0.0)
+
+    @property
+    def reasons(self) -> list[str]:
+        """The parts in trouble, as `part: reason`."""
+        return [f"{part}: {reason}" for part, reason in sorted(self._reasons.items())]
+
+
+def reason_of(error: BaseException) -> str:
+    """A short constant for a failure of the disk, for metrics and logs."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return _NAMES.get(cause.errno, "io_error")
+    if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+        return "full"
+    return "io_error"

@@ -1,0 +1,97 @@
+"""The journal of blobs committed since the last clean stop: what a power loss may have damaged."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from mirror.oci.digest import Digest
+from mirror.oci.errors import DigestInvalid
+from mirror.store.files import Files
+
+_COMPACT_AT = 4096
+_KEEP = 1024
+
+
+class Unsettled:
+    """Digests, one a line, each on the disk before its blob becomes visible. All methods block and may be called from
+    several threads.
+
+    A file's time cannot tell which blobs are young: a use makes an old one newer. Beyond `_COMPACT_AT` lines the
+    journal keeps the newest `_KEEP`: the older ones have been synced to the disk long since.
+    """
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self._path = path
+        self._files = files
+        self._lock = threading.Lock()
+        self._suspects: set[Digest] = set()
+        self._recent: list[Digest] = []
+
+    def load(self) -> int:
+        """Reads what the last process left; returns how many blobs are to be verified. Raises OSError."""
+        fd = self._files.open(self._path, os.O_RDONLY | os.O_CREAT)
+        try:
+            text = self._files.read(fd, max(1, self._files.size(fd)), 0).decode("ascii", "replace")
+        finally:
+            self._files.close(fd)
+        self._suspects = set(_digests(text.splitlines()))
+        self._recent = list(self._suspects)
+        return len(self._suspects)
+
+    def __contains__(self, digest: Digest) -> bool:
+        """Whether the blob must be verified before it is served."""
+        return digest in self._suspects
+
+    def settle(self, digest: Digest) -> None:
+        """The blob has been verified, or removed."""
+        with self._lock:
+            self._suspects.discard(digest)
+
+    def add(self, digest: Digest) -> None:
+        """Notes a blob that is about to become visible; on the disk when this returns. Raises OSError."""
+        with self._lock:
+            self._suspects.discard(digest)  # its bytes are new, hashed on their way in
+            self._recent.append(digest)
+            if len(self._recent) > _COMPACT_AT:
+                self._recent = [*self._suspects, *self._recent[-_KEEP:]]
+                self._rewrite(self._recent)
+            else:
+                self._append(digest)
+
+    def clear(self) -> None:
+        """A clean stop: keeps only what was never verified. Raises OSError."""
+        with self._lock:
+            self._recent = list(self._suspects)
+            self._rewrite(self._recent)
+
+    def _append(self, digest: Digest) -> None:
+        fd = self._files.open(self._path, os.O_WRONLY | os.O_CREAT)
+        try:
+            self._files.write(fd, f"{digest}\n".encode(), self._files.size(fd))
+            self._files.fsync(fd)
+        finally:
+            self._files.close(fd)
+
+    def _rewrite(self, digests: list[Digest]) -> None:
+        beside = self._path.with_suffix(".new")
+        fd = self._files.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            data = "".join(f"{digest}\n" for digest in digests).encode()
+            if data:
+                self._files.write(fd, data, 0)
+            self._files.fsync(fd)
+        finally:
+            self._files.close(fd)
+        self._files.rename(beside, self._path)
+        self._files.fsync_directory(self._path.parent)
+
+
+def _digests(lines: Iterable[str]) -> Iterable[Digest]:
+    for line in lines:
+        try:
+            yield Digest.parse(line)
+        except DigestInvalid:
+            continue  # the torn last line of a power loss: its blob was not visible yet
