@@ -63,9 +63,9 @@ class Downloads:
         return self.read(download, target)
 
     @property
-    def running(self) -> int:
-        """How many are under way."""
-        return len(self._all)
+    def all(self) -> tuple[Download, ...]:
+        """Those under way."""
+        return tuple(self._all)
 
     async def finish(self, grace: float) -> None:
         """Lets those under way go on for `grace` seconds, then stops the rest; what they have is kept for later."""

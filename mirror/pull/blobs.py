@@ -112,13 +112,15 @@ class BlobPuller:
     async def _board(self, target: Target, digest: Digest, *, background: bool) -> _Flight:
         """Joins the download of the blob, or starts it, and waits until its length is known and may be told."""
         download = self._downloads.current(digest)
-        source = Source.MISS if download is None else Source.JOINED
         if download is None or target not in download.sources:
             await self._cache.check_absence(target, digest, "blob")
-        if download is None:  # perhaps somebody else began while we looked
-            download = self._downloads.current(digest) or self._downloads.start(digest, target, background=background)
-        download.sources.add(target)
-        if source is Source.JOINED:
+            download = self._downloads.current(digest)  # perhaps somebody else began meanwhile
+        if download is None:
+            source = Source.MISS
+            download = self._downloads.start(digest, target, background=background)
+        else:
+            source = Source.JOINED
+            download.sources.add(target)
             self._metrics.download_joins.labels(upstream=target.upstream.entry).inc()
         body = self._downloads.read(download, target)
         try:

@@ -38,6 +38,8 @@ def translate(error: Exception, asked: str, led_by: str = "redirect") -> Upstrea
         return UpstreamUnavailable(f"{asked}: cannot connect: {error.os_error.strerror or 'unknown'}")
     if isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError)):
         return UpstreamUnavailable(f"{asked}: the connection broke", reason="reset")
+    if isinstance(error, ValueError):
+        return UpstreamUnavailable(f"{asked}: not a URL that can be asked", reason=led_by)
     return UpstreamUnavailable(f"{asked}: not an HTTP answer we can use ({type(error).__name__})", reason="protocol")
 
 
