@@ -15,7 +15,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve demo bench test check lint types floors format constraints clean
+.PHONY: help serve demo bench test check lint types floors format docs constraints clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ floors: $(DEV) ## imports point down only
 format: $(DEV) ## rewrite the sources in our style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(DEV) ## renew the generated parts of the documentation
+	$(BIN)/python -m docs.render
 
 constraints: $(BIN)/python ## choose all versions anew: the newest that pyproject.toml allows
 	$(BIN)/python -m venv --clear build/constraints

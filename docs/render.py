@@ -1,0 +1,44 @@
+"""Fills the generated parts of the documentation: `python -m docs.render`.
+
+A part stands between `<!-- begin WHAT -->` and `<!-- end -->`, where WHAT is `settings` (the table of configuration keys)
+or `file PATH` (a file of the repository, which the tests use as well).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mirror.config import settings_table
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md",)
+
+_PART = re.compile(r"(<!-- begin (?P<what>[^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_LANGUAGES = {".json": "json", ".toml": "toml", ".conf": "toml", ".yaml": "yaml"}
+
+
+def render(text: str) -> str:
+    """`text` with every generated part made anew."""
+    return _PART.sub(lambda part: f"{part[1]}{_made(part['what'])}{part[3]}", text)
+
+
+def _made(what: str) -> str:
+    kind, _, argument = what.partition(" ")
+    if kind == "settings":
+        return f"{settings_table().strip()}\n"
+    if kind == "file":
+        path = ROOT / argument
+        return f"```{_LANGUAGES.get(path.suffix, '')}\n{path.read_text().strip()}\n```\n"
+    raise ValueError(f"no generated part is called {what!r}")
+
+
+def main() -> None:
+    """Rewrites the documents in place."""
+    for name in DOCUMENTS:
+        path = ROOT / name
+        path.write_text(render(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
