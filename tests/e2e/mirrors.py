@@ -57,6 +57,12 @@ class MirrorProcess:
             self._process = None
             assert code == 0, f"SIGTERM ended the mirror with {code}"
 
+    def kill(self) -> None:
+        """Ends it by SIGKILL, as a crash would."""
+        assert self._process is not None, "not started"
+        self._process.kill()
+        self._process = None
+
     def counted(self, metric: str, **labels: str) -> float:
         """The sum over all samples of `metric` that carry these labels."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self._admin_port}/metrics", timeout=5) as answer:

@@ -33,14 +33,12 @@ class Process:
 
     def wait_until(self, ready: Callable[[], bool], *, seconds: float = _START) -> None:
         """Returns when `ready` says so. Raises, with the log's end, if the program ends before or time runs out."""
-        deadline = time.monotonic() + seconds
-        while not ready():
-            if (code := self._running.poll()) is not None:
-                raise RuntimeError(f"exited {code} at its start:\n{tail(self.log)}")
-            if time.monotonic() > deadline:
-                self.stop()
-                raise TimeoutError(f"not ready in {seconds:g} s:\n{tail(self.log)}")
-            time.sleep(0.02)
+        came = eventually(lambda: self._running.poll() is not None or ready(), seconds=seconds)
+        if (code := self._running.poll()) is not None:
+            raise RuntimeError(f"exited {code} at its start:\n{tail(self.log)}")
+        if not came:
+            self.stop()
+            raise TimeoutError(f"not ready in {seconds:g} s:\n{tail(self.log)}")
 
     def wait(self, *, seconds: float = _STOP) -> int:
         """The exit code, once the program has ended by itself. Raises TimeoutExpired."""
@@ -55,6 +53,21 @@ class Process:
             except subprocess.TimeoutExpired:
                 self._running.kill()
         return self._running.wait()
+
+    def kill(self) -> None:
+        """Ends the program without a chance to tidy up."""
+        self._running.kill()
+        self._running.wait()
+
+
+def eventually(condition: Callable[[], bool], *, seconds: float = 5) -> bool:
+    """Whether `condition` came true within `seconds`; for what another program does in its own time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def tail(log: Path) -> str:

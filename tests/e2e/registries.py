@@ -5,14 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.processes import Process, free_port, listens
+from tests.e2e.processes import Process, eventually, free_port, listens
 from tests.e2e.programs import environment, need, run
 from tests.e2e.tokens import ISSUER, SigningKey, TokenServer
 
@@ -20,7 +19,6 @@ USERNAME, PASSWORD = "puller", "planted-s3cret"  # also what a test looks for in
 
 _LOGGED = re.compile(r'\S+ \S+ \S+ \[[^]]*\] "(\S+) (\S+) \S+" (\d+) \d+ "[^"]*" "([^"]*)"')
 _CONTENT = re.compile(r"/(?:manifests|blobs)/")
-_LOG_WAIT = 5.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +68,15 @@ class Registry:
         A line is written after its answer was sent, so this sends a request of its own and waits for that one's line.
         """
         agent = f"witness-{uuid.uuid4().hex}"
-        connection = http.client.HTTPConnection(self.address, timeout=_LOG_WAIT)
+        connection = http.client.HTTPConnection(self.address, timeout=5)
         try:
             connection.request("GET", "/v2/", headers={"User-Agent": agent})
             connection.getresponse().read()
         finally:
             connection.close()
-        deadline = time.monotonic() + _LOG_WAIT
-        while True:
-            lines = self._lines()
-            if any(line.agent == agent for line in lines):
-                return [line for line in lines if not line.agent.startswith("witness-")]
-            if time.monotonic() > deadline:
-                raise TimeoutError("the registry does not write its access log")
-            time.sleep(0.01)
+        if not eventually(lambda: any(line.agent == agent for line in self._lines())):
+            raise TimeoutError("the registry does not write its access log")
+        return [line for line in self._lines() if not line.agent.startswith("witness-")]
 
     def _lines(self) -> list[Asked]:
         found = (_LOGGED.match(line) for line in self.log.read_text().splitlines())
