@@ -1,7 +1,7 @@
 """Fills the generated parts of the documentation: `python -m docs.render`.
 
-A part stands between `<!-- begin WHAT -->` and `<!-- end -->`, where WHAT is `settings` (the table of configuration keys)
-or `file PATH` (a file of the repository, which the tests use as well).
+A part stands between `<!-- begin WHAT -->` and `<!-- end -->`; WHAT is `settings`, the table of configuration keys, or
+`file PATH`, a file of the repository that the tests use as well.
 """
 
 from __future__ import annotations
