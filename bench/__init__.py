@@ -1,0 +1,1 @@
+"""Measures the mirror beside other servers that give the same bytes: `python -m bench`."""

@@ -1,0 +1,1 @@
+"""Examples: client configurations to copy, and a demonstration to run."""
