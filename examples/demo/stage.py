@@ -59,21 +59,21 @@ class Stage:
             url = self._start_upstream()
             self._start_mirror(url)
         except BaseException:
-            self.close()
+            self.close(abort=True)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(abort=error is not None)
 
-    def close(self) -> None:
-        """Stops both. Idempotent."""
+    def close(self, *, abort: bool = False) -> None:
+        """Stops both; with `abort` the mirror need not be able to stop by itself yet. Idempotent."""
         mirror, self._mirror = self._mirror, None
         try:
             if mirror is not None:
-                mirror.stop()
+                mirror.kill() if abort else mirror.stop()
         finally:
             self.stop_upstream()
 

@@ -59,7 +59,7 @@ def _act(stage: Stage, name: str, image: tuple[str, str], clients: int) -> Act:
         try:
             pulls = tuple(pool.map(lambda _: tuple(Client(stage.port).pull(*image)), range(clients)))
         except BaseException:
-            stage.close()  # else the clients that go on would be waited for
+            stage.close(abort=True)  # else the clients that go on would be waited for
             raise
     seconds = time.perf_counter() - started
     stage.settle()
