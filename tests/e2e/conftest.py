@@ -82,28 +82,12 @@ def upstream(request: pytest.FixtureRequest, store: Path, tmp_path: Path) -> Ite
 
 
 @pytest.fixture
-def plain_upstream(store: Path, tmp_path: Path) -> Iterator[Upstream]:
-    """docker.io, open to everybody."""
-    made = registries.plain(store, tmp_path)
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def bearer_upstream(store: Path, tmp_path: Path, signing_key: SigningKey) -> Iterator[Upstream]:
-    """docker.io, behind bearer tokens that want a password."""
-    made = registries.bearer(store, tmp_path, signing_key)
-    yield made
-    made.stop()
-
-
-@pytest.fixture
 def both_upstreams(
-    plain_upstream: Upstream, other_store: Path, tmp_path_factory: pytest.TempPathFactory
+    upstream: Upstream, other_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Upstream]]:
     """docker.io and ghcr.io, with nothing in common."""
     other = registries.plain(other_store, tmp_path_factory.mktemp("other"))
-    yield {"docker.io": plain_upstream, "ghcr.io": other}
+    yield {"docker.io": upstream, "ghcr.io": other}
     other.stop()
 
 
