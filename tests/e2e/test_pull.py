@@ -59,7 +59,8 @@ def test_cached_images_outlive_the_upstream(
 ) -> None:
     """With the upstream stopped a cached image still pulls, tag fresh or not, and it does after a restart as well."""
     upstreams = {"docker.io": upstream.settings}
-    mirror.start(upstreams, tag_ttl=tag_ttl)
+    settings = {"tag_ttl": tag_ttl, "timeouts": {"stale_after": "500ms"}}
+    mirror.start(upstreams, **settings)
     client.pull(IMAGE)
     upstream.stop()
 
@@ -68,7 +69,7 @@ def test_cached_images_outlive_the_upstream(
     client.use(IMAGE, image)
 
     mirror.stop()
-    mirror.start(upstreams, tag_ttl=tag_ttl)
+    mirror.start(upstreams, **settings)
     client.empty()
     client.pull(IMAGE)
     client.use(IMAGE, image)
