@@ -94,15 +94,23 @@ class Tokens:
         known = await self._memory.get(grant.key)
         if known is not None:
             return Token(known, fresh=False)
-        self._transport.check_pause(grant.realm, deadline)
-        # The mint is everyone's, so it has a deadline of its own: the caller that happens to start it may be impatient.
-        patience = Deadline.after(self._transport.timeouts.first_byte)
-        minted = self._minting.run(grant.key, lambda: self._mint(destination, grant, patience))
-        try:
-            return await deadline.bound(minted, f"token from {grant.realm.host}")
-        except UpstreamTimeout:
-            self._transport.check_pause(grant.realm, deadline)  # what the mint waits for, if so
-            raise
+        started_here = False
+
+        async def mint() -> Token:
+            # The mint is everyone's, so its deadline is its own: the caller that starts it may be impatient.
+            nonlocal started_here
+            started_here = True
+            return await self._mint(destination, grant, Deadline.after(self._transport.timeouts.first_byte))
+
+        while True:
+            self._transport.check_pause(grant.realm, deadline)
+            try:
+                return await deadline.bound(self._minting.run(grant.key, mint), f"token from {grant.realm.host}")
+            except UpstreamTimeout:
+                self._transport.check_pause(grant.realm, deadline)  # what the mint waits for, if so
+                if started_here or deadline.expired:
+                    raise
+                # Somebody else's mint ran out of its time, not of ours.
 
     async def discard(self, grant: Grant, token: Token) -> None:
         """Forgets a token that the registry refused, unless another has taken its place."""

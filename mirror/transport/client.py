@@ -22,7 +22,7 @@ from mirror.memory import Memory
 from mirror.metrics import Metrics
 from mirror.oci.errors import UpstreamThrottled, UpstreamTimeout, UpstreamUnavailable
 from mirror.transport import addresses
-from mirror.transport.addresses import is_localhost, literal_of
+from mirror.transport.addresses import literal_of
 from mirror.transport.deadline import Deadline
 from mirror.transport.failures import CAUGHT, RETRIED, RedirectExpired, translate
 from mirror.transport.pauses import Pauses, parse_retry_after
@@ -178,8 +178,6 @@ class Transport:
     async def _is_private(self, destination: Destination) -> bool:
         """Whether the operator pointed us at a host of a private network, so that it may lead us to others there."""
         host = destination.url.host or ""
-        if is_localhost(host):
-            return True
         if (literal := literal_of(host)) is not None:
             return not self._is_global(literal)
         known = await self._private.get((host,))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Self
 
@@ -15,9 +14,9 @@ from yarl import URL
 from mirror.config import Timeouts
 from mirror.oci.errors import UpstreamUnavailable
 from mirror.transport.failures import CAUGHT, translate
+from mirror.transport.rate import MinimumRate
 
 _ERROR_BODY = 64 << 10
-_STEPS = 8
 
 
 class Response:
@@ -62,7 +61,7 @@ class Response:
         Raises UpstreamUnavailable: reason reset (broken or short), stall (nothing for `timeouts.stall`) or slow (less
         than `min_rate` over `min_rate_window`; only time spent waiting for the upstream counts).
         """
-        rate = _Rate(self._timeouts.min_rate, self._timeouts.min_rate_window)
+        rate = MinimumRate(self._timeouts.min_rate, self._timeouts.min_rate_window)
         try:
             while True:
                 began = time.monotonic()
@@ -116,33 +115,3 @@ class Response:
             raise UpstreamUnavailable(f"{self.asked}: the body stalled", reason="stall") from None
         except CAUGHT as error:
             raise translate(error, self.asked) from None
-
-
-class _Rate:
-    """Bytes per second over a window of waiting time that slides in steps."""
-
-    def __init__(self, least: int, window: float) -> None:
-        self._least = least
-        self._window = window
-        self._steps: deque[tuple[float, int]] = deque()
-        self._waited = self._step_waited = 0.0
-        self._bytes = self._step_bytes = 0
-
-    def too_slow(self, waited: float, arrived: int) -> bool:
-        """Counts `arrived` bytes after `waited` seconds; True once a full window held less than `least` per second."""
-        self._step_waited += waited
-        self._step_bytes += arrived
-        if self._step_waited < self._window / _STEPS:
-            return False
-        self._steps.append((self._step_waited, self._step_bytes))
-        self._waited += self._step_waited
-        self._bytes += self._step_bytes
-        self._step_waited, self._step_bytes = 0.0, 0
-        if self._waited < self._window:
-            return False
-        slow = self._bytes < self._least * self._waited
-        while self._steps and self._waited >= self._window:
-            oldest_waited, oldest_bytes = self._steps.popleft()
-            self._waited -= oldest_waited
-            self._bytes -= oldest_bytes
-        return slow

@@ -298,6 +298,37 @@ class TestTokens:
         assert (await asking.upstreams.head_manifest(asking.target(), LATEST, soon())).digest == image
         assert upstream.count(kind="token") == 2
 
+    async def test_a_late_refusal_does_not_discard_the_new_token(
+        self, upstream: FakeRegistry, start_asking: StartAsking, image: Digest
+    ) -> None:
+        """Who hears only now that the old token is bad uses the one that others have got since."""
+        upstream.auth = Bearer()
+        asking = start_asking(upstream.url)
+        await pulled(asking)
+        upstream.fault(ANY, status(401), kind="manifest", times=2)
+        late = upstream.fault(ANY, delay(10), kind="manifest", times=1)
+        second = asyncio.create_task(pulled(asking))
+        await late.reached.wait()
+
+        assert await pulled(asking) == image
+        late.release()
+
+        assert await second == image
+        assert upstream.count(kind="token") == 2
+
+    async def test_a_mint_that_runs_out_of_time_is_not_the_end_for_who_joined_it(
+        self, upstream: FakeRegistry, start_asking: StartAsking, image: Digest
+    ) -> None:
+        """Whoever has time left asks again, once the endpoint may have recovered."""
+        upstream.auth = Bearer()
+        held = upstream.fault(ANY, stall(), kind="token", times=3)
+        asking = start_asking(upstream.url)
+        first = asyncio.create_task(pulled(asking))
+        await held.reached.wait()
+
+        assert await pulled(asking) == image
+        await asyncio.gather(first, return_exceptions=True)
+
     @pytest.mark.parametrize("refusal", ["401", "403", "400"])
     async def test_a_head_with_an_expired_token_is_replaced_too(
         self, upstream: FakeRegistry, start_asking: StartAsking, image: Digest, refusal: Any

@@ -254,6 +254,27 @@ async def test_a_range_that_goes_wrong_is_told_as_such(
     assert error.reason == "range"
 
 
+@pytest.mark.parametrize(
+    ("said", "length"),
+    [
+        pytest.param("bytes 0-9/100", 10, id="an-earlier-start"),
+        pytest.param("bytes 11-19/100", 9, id="a-later-start"),
+        pytest.param("bytes 10-29/100", 20, id="a-later-end"),
+        pytest.param("bytes 10-19/100", 9, id="less-than-it-says"),
+        pytest.param("bytes 10-19/15", 10, id="more-than-there-is"),
+        pytest.param("pages 10-19/100", 10, id="another-unit"),
+    ],
+)
+async def test_a_206_must_say_what_was_asked(start_asking: StartAsking, said: str, length: int) -> None:
+    """It starts where the range does, ends no later, and has the length it speaks of; else ask without Range."""
+    head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: {said}\r\nContent-Length: {length}\r\nConnection: close"
+    async with raw_server(lambda _: head.encode() + b"\r\n\r\n" + bytes(length)) as (url, _):
+        asking = start_asking(url)
+        error = await failure(asking.upstreams.open_blob(asking.target(), ABSENT, soon(), ByteRange(10, 19)))
+
+    assert error.reason == "range"
+
+
 async def test_a_206_that_nobody_asked_for_is_not_taken(start_asking: StartAsking) -> None:
     """Half a blob must not pass for a whole one."""
     answer = (
@@ -380,14 +401,16 @@ async def test_a_trickle_is_given_up(upstream: FakeRegistry, start_asking: Start
 
 async def test_a_slow_reader_is_not_a_slow_upstream(upstream: FakeRegistry, start_asking: StartAsking) -> None:
     """Only time spent waiting for the upstream counts: a reader that takes its time gets everything."""
-    blob = upstream.put_blob("team/app", 1_000_000)
-    asking = start_asking(upstream.url, timeouts=FAST.model_copy(update={"min_rate": 50 << 20, "min_rate_window": 0.4}))
+    blob = upstream.put_blob("team/app", 2_000_000)
+    asking = start_asking(upstream.url, timeouts=FAST.model_copy(update={"min_rate": 2 << 20, "min_rate_window": 0.4}))
     stream = await asking.upstreams.open_blob(asking.target(), blob.digest, soon())
     arrived = bytearray()
+    busy = 0.6
 
     async for chunk in stream.chunks():
         arrived += chunk
-        await asyncio.sleep(0.15)  # a reader that is busy; counted, it would be far under the rate
+        await asyncio.sleep(busy)  # counted, this alone would be a whole window far under the rate
+        busy = 0
 
     assert arrived == blob.content
 

@@ -199,6 +199,7 @@ async def test_retry_after_pauses_everyone(upstream: FakeRegistry, start_asking:
     assert upstream.requests == []
     assert all(isinstance(error, UpstreamThrottled) == (code == 429) for error in errors)
     assert all(error.retry_after is not None and 28 < error.retry_after <= 30 for error in errors)
+    assert not asking.metric("upstream_retries_total", reason="throttled" if code == 429 else "status")
 
 
 async def test_a_pause_shorter_than_the_deadline_is_waited_out(
