@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from mirror.oci.errors import RangeInvalid, RangeNotSatisfiable
 
-_SPEC = re.compile(r"(\d{0,19})-(\d{0,19})", re.ASCII)
+_SPEC = re.compile(r"(\d*)-(\d*)", re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII | re.IGNORECASE)
+_DIGITS = 19
+_FAR = 10**_DIGITS
+"""Stands for every number with more digits: past the end of anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,14 @@ def _parse_spec(text: str) -> RangeSpec | None:
     match = _SPEC.fullmatch(text)
     if match is None or text == "-":
         return None
-    first = int(match[1]) if match[1] else None
-    last = int(match[2]) if match[2] else None
+    first, last = _number(match[1]), _number(match[2])
     if first is not None and last is not None and last < first:
         return None
     return RangeSpec(first, last)
+
+
+def _number(digits: str) -> int | None:
+    if not digits:
+        return None
+    digits = digits.lstrip("0") or "0"
+    return int(digits) if len(digits) <= _DIGITS else _FAR
