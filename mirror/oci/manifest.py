@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import msgspec
@@ -20,6 +21,8 @@ ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*;
 MANIFEST_LIMIT = 4 << 20
 """Bytes; the specification lets a registry refuse larger ones, and clients do."""
 
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
     """A descriptor as it stands in a manifest; `digest` is unchecked text."""
@@ -30,23 +33,26 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The fields of manifests and indexes that matter to a cache; all others are left alone in the bytes."""
+    """The fields of manifests and indexes that matter to a cache; all others are left alone in the bytes.
+
+    A list may be null: programs in Go write empty ones so.
+    """
 
     schema_version: int | None = None
     media_type: str = ""
     config: Descriptor | None = None
-    layers: list[Descriptor] = []
-    blobs: list[Descriptor] = []
-    manifests: list[Descriptor] = []
+    layers: list[Descriptor] | None = None
+    blobs: list[Descriptor] | None = None
+    manifests: list[Descriptor] | None = None
     subject: Descriptor | None = None
 
     def named_blobs(self) -> Iterator[tuple[Digest, int]]:
         """Digest and size in bytes of config, layers and blobs, without those whose digest we cannot verify."""
-        return _named([*([self.config] if self.config else []), *self.layers, *self.blobs])
+        return _named([*([self.config] if self.config else []), *(self.layers or ()), *(self.blobs or ())])
 
     def named_manifests(self) -> Iterator[tuple[Digest, int]]:
         """Digest and size in bytes of an index's children."""
-        return _named(self.manifests)
+        return _named(self.manifests or [])
 
 
 _decode = msgspec.json.Decoder(Manifest).decode
@@ -63,17 +69,23 @@ def parse_manifest(data: bytes) -> Manifest | None:
 def media_type_of(manifest: Manifest | None, header: str | None) -> str:
     """The media type to serve the bytes with: the body's own, else the upstream's header, else the structure's.
 
-    `header` is a Content-Type value; parameters are stripped. Registries have mislabelled manifests, bodies are signed
-    by their digest.
+    `header` is a Content-Type value. Parameters are stripped, and what is no media type counts as nothing: both may be
+    anybody's words. Registries have mislabelled manifests, bodies are signed by their digest.
     """
-    declared = header.partition(";")[0].strip().lower() if header else ""
+    declared = _media_type(header).lower()
     if manifest is None:
         return declared or "application/octet-stream"
-    if manifest.media_type:
-        return manifest.media_type
+    if own := _media_type(manifest.media_type):
+        return own
     if declared and declared not in ("application/json", "text/plain", "application/octet-stream", "text/html"):
         return declared
-    return OCI_INDEX if manifest.manifests else OCI_MANIFEST
+    return OCI_MANIFEST if manifest.manifests is None else OCI_INDEX
+
+
+def _media_type(text: str | None) -> str:
+    """The type and subtype alone (RFC 6838 §4.2); empty where there is none."""
+    essence = (text or "").partition(";")[0].strip()
+    return essence if _MEDIA_TYPE.fullmatch(essence) else ""
 
 
 def _named(descriptors: list[Descriptor]) -> Iterator[tuple[Digest, int]]:
