@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from mirror.oci.errors import DigestInvalid
@@ -31,16 +32,7 @@ class Digest:
     @classmethod
     def parse(cls, text: str) -> Digest:
         """Reads `sha256:<64 hex>` or `sha512:<128 hex>`, lower case. Raises DigestInvalid."""
-        match = _GRAMMAR.fullmatch(text)
-        if match is None:
-            raise DigestInvalid(f"not a digest: {text[:160]!r}; expected algorithm:hex")
-        algorithm, encoded = match.groups()
-        length = _HEX_LENGTH.get(algorithm)
-        if length is None:
-            raise DigestInvalid(f"digest algorithm {algorithm[:40]!r} is not supported; expected sha256 or sha512")
-        if len(encoded) != length or not set(encoded) <= set("0123456789abcdef"):
-            raise DigestInvalid(f"a {algorithm} digest has {length} lower-case hex digits, not {encoded[:160]!r}")
-        return cls(algorithm, encoded)
+        return _parse(text)
 
     @classmethod
     def of(cls, data: bytes, algorithm: str = "sha256") -> Digest:
@@ -57,3 +49,18 @@ class Digest:
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"
+
+
+@lru_cache(maxsize=16_384)
+def _parse(text: str) -> Digest:
+    """Serving one manifest means reading the digest of every layer: the same few, again and again."""
+    match = _GRAMMAR.fullmatch(text)
+    if match is None:
+        raise DigestInvalid(f"not a digest: {text[:160]!r}; expected algorithm:hex")
+    algorithm, encoded = match.groups()
+    length = _HEX_LENGTH.get(algorithm)
+    if length is None:
+        raise DigestInvalid(f"digest algorithm {algorithm[:40]!r} is not supported; expected sha256 or sha512")
+    if len(encoded) != length or not set(encoded) <= set("0123456789abcdef"):
+        raise DigestInvalid(f"a {algorithm} digest has {length} lower-case hex digits, not {encoded[:160]!r}")
+    return Digest(algorithm, encoded)
