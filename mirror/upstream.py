@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NoReturn, Self
 
@@ -73,19 +74,19 @@ class BlobStream:
         self._response = response
         self._length = length
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, in pieces that are not empty; can be consumed once.
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body as it arrives, in pieces that are not empty; can be consumed once. Close it if it is not exhausted.
 
         Ends normally only when the promised length has come, or, where none was promised, at a clean end. Raises
         UpstreamUnavailable: reason reset (broken, short or too long), stall or slow.
         """
         arrived = 0
-        async for chunk in self._response.chunks():
-            arrived += len(chunk)
-            if self._length is not None and arrived > self._length:
-                await self.close()
-                raise UpstreamUnavailable(f"{self._response.asked}: more bytes than promised", reason="reset")
-            yield chunk
+        async with aclosing(self._response.chunks()) as chunks:
+            async for chunk in chunks:
+                arrived += len(chunk)
+                if self._length is not None and arrived > self._length:
+                    raise UpstreamUnavailable(f"{self._response.asked}: more bytes than promised", reason="reset")
+                yield chunk
         if self._length is not None and arrived < self._length:
             raise UpstreamUnavailable(f"{self._response.asked}: the body ended early", reason="reset")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from mirror.auth.credentials import Credential, Credentials
-from mirror.auth.pings import NOTHING, Demand, Pings
+from mirror.auth.pings import NOTHING, Demand, Pings, demand_of
 from mirror.auth.realm import check_realm, suffixes
 from mirror.auth.tokens import EndpointRefused, Grant, Token, Tokens
 from mirror.memory import Memory
@@ -98,6 +98,9 @@ class Authenticator:
             token = await self._tokens.get(destination, grant, deadline)
         except EndpointRefused as refused:
             raise await self._endpoint_refusal(destination, grant, refused, deadline) from None
+        except UpstreamUnavailable:
+            await self._pings.doubt(destination, repository)
+            raise
         if token.fresh and credential is not None:
             self._accepted(destination)
         return _Proof(demand, token, grant, credential)
@@ -118,8 +121,8 @@ class Authenticator:
     async def _refusal(self, request: Request, response: Response, proof: _Proof, deadline: Deadline) -> MirrorError:
         """What a registry's final refusal means."""
         said = f"{request.asked}: refused ({response.status})"
-        if not proof.demand.known:
-            # Nothing was shown, since it could not be asked what it wants to see: that is no answer yet.
+        if not proof.demand.known and demand_of(response).scheme is None:
+            # Nothing was shown, and nobody could tell us what to show: that is no answer yet.
             return UpstreamUnavailable(f"{said} without a challenge, and /v2/ did not answer", reason="status")
         if proof.token is None and proof.credential is not None:
             if await self._pings.refuses(request.destination, proof.credential, deadline):
@@ -166,10 +169,9 @@ class Authenticator:
 
 
 def _refused(response: Response, proof: _Proof) -> bool:
-    """Whether the registry itself refused what was shown. ECR Public says 400 to an expired token, other 400s mean
-    other things."""
+    """Whether the registry itself refused what was shown."""
     if response.redirected:
         return False
-    if response.status == 400 and proof.token is not None:
+    if response.status == 400 and proof.token is not None:  # ECR Public's answer to an expired token
         return not proof.token.fresh or "DENIED" in error_codes(response.body)
     return response.status in (401, 403)

@@ -17,7 +17,6 @@ from mirror.transport import Deadline, Destination, Request, Response, Transport
 from mirror.transport.request import host_of
 
 _TTL = 3600.0
-_PING_LIMIT = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +66,15 @@ class Pings:
         await self._memory.set(_key(destination, repository), heard, _TTL)
         return heard
 
+    async def doubt(self, destination: Destination, repository: str) -> None:
+        """Lets `/v2/` be asked anew after a token endpoint failed, since registries move theirs; not more than once in
+        a while, since endpoints also just fail."""
+        mark = ("doubted", *_key(destination))
+        if await self._memory.get(mark) is None:
+            await self._memory.set(mark, True, 2 * self._transport.timeouts.try_)
+            await self._memory.delete(_key(destination))
+            await self._memory.delete(_key(destination, repository))
+
     async def close(self) -> None:
         """Ends the pings under way."""
         await self._pinging.close()
@@ -75,9 +83,7 @@ class Pings:
         """Whether `/v2/` itself is refused to our Basic credential. Raises UpstreamUnavailable."""
         asking = self._pinging.run(
             ("credential", *_key(destination), credential.identity),
-            lambda: self._transport.send(
-                ping(destination, authorization=credential.header), Deadline.after(self._transport.timeouts.first_byte)
-            ),
+            lambda: self._get(destination, Deadline.after(self._transport.timeouts.first_byte), credential),
         )
         response = await deadline.bound(asking, f"GET {destination.url.host}/v2/")
         return response.status in (401, 403)
@@ -86,7 +92,7 @@ class Pings:
         # Not one of several tries, and not for long: whatever is wrong will show in the real request.
         patience = self._transport.timeouts.try_
         try:
-            response = await self._transport.send(ping(destination, tries=1), Deadline.after(patience))
+            response = await self._get(destination, Deadline.after(patience), tries=1)
         except UpstreamUnavailable:
             await self._memory.set(_key(destination), UNKNOWN, 2 * patience)
             return UNKNOWN
@@ -94,18 +100,16 @@ class Pings:
         await self._memory.set(_key(destination), demand, _TTL)
         return demand
 
-
-def ping(destination: Destination, *, authorization: str | None = None, tries: int = 4) -> Request:
-    """`GET /v2/`, as the distribution specification has it."""
-    return Request(
-        destination,
-        destination.at("/v2/"),
-        KIND,
-        authorization=authorization,
-        read=_PING_LIMIT,
-        follow=False,
-        tries=tries,
-    )
+    async def _get(
+        self, destination: Destination, deadline: Deadline, credential: Credential | None = None, tries: int = 4
+    ) -> Response:
+        authorization = credential.header if credential else None
+        request = Request(
+            destination, destination.at("/v2/"), KIND, authorization=authorization, follow=False, tries=tries
+        )
+        async with await self._transport.send(request, deadline) as response:
+            await response.drain(within=self._transport.timeouts.try_ / 5)
+        return response
 
 
 def demand_of(response: Response) -> Demand:

@@ -11,6 +11,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 IsGlobal = Callable[[str], bool]
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+_DOCUMENTATION = ipaddress.IPv6Network("3fff::/20")
 
 
 class PrivateAddress(OSError):
@@ -24,8 +26,10 @@ def is_global(address: str) -> bool:
         inner = ip.ipv4_mapped or ip.sixtofour
         if inner is None and ip in _NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            ip = inner
+        if inner is None:
+            # Python's own list takes everything for public that has not been given another meaning yet.
+            return ip in _UNICAST and ip not in _DOCUMENTATION and ip.is_global
+        ip = inner
     return ip.is_global and not ip.is_multicast
 
 

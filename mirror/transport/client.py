@@ -34,7 +34,8 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _REDIRECT_TRIES = 2
 _PRIVACY_TTL = 60.0
-_UNANSWERABLE = (501, 505)
+_FOR_NOW = (408, 429)
+_FOR_GOOD = (501, 505)
 _UNSENDABLE = re.compile(r"[^\x21-\x7e]")
 
 
@@ -65,11 +66,11 @@ class Transport:
         self._backoff = 0.05 * timeouts.try_
 
     async def send(self, request: Request, deadline: Deadline) -> Response:
-        """The answer to `request`, of any status below 500 but 429; after redirects, if the request follows them.
+        """The answer to `request`: any status but 408, 429 and 5xx (501 and 505 are answers, too).
 
-        Connect errors, resets, timeouts, 5xx and broken bodies that are read whole are tried again with full-jitter
-        backoff; pauses that the host asked for are waited out. Raises UpstreamUnavailable and its children: reason
-        timeout, throttled, unreachable, dns, tls, reset, stall, slow, size, status, protocol or redirect.
+        Connect errors, resets, timeouts, those statuses and broken bodies that are read whole are tried again with
+        full-jitter backoff; pauses that the host asked for are waited out. Raises UpstreamUnavailable and its children:
+        reason timeout, throttled, unreachable, dns, tls, reset, stall, slow, size, status, protocol, redirect, stopped.
         """
         tried = 0
         if deadline.expired:
@@ -127,13 +128,13 @@ class Transport:
         if request.method == "HEAD":
             response.close()
         elif not 200 <= response.status < 300:
-            await response.read_error(within=min(self.timeouts.try_ / 5, deadline.remaining()))
+            await response.drain(within=min(self.timeouts.try_ / 5, deadline.remaining()))
         return response
 
     async def _finish(self, request: Request, response: Response, deadline: Deadline) -> Response:
         """The final answer of a chain, or the error that it means."""
         status, host = response.status, host_of(response.url)
-        if status == 429 or (status >= 500 and status not in _UNANSWERABLE):
+        if status in _FOR_NOW or (status >= 500 and status not in _FOR_GOOD):
             self._refuse_for_now(response, host)
         self._pauses.answered(host)
         if response.redirected and 400 <= status < 500 and status not in request.heeded:

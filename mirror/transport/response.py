@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Self
 
 import aiohttp
@@ -16,7 +16,7 @@ from mirror.oci.errors import UpstreamUnavailable
 from mirror.transport.failures import CAUGHT, translate
 from mirror.transport.rate import MinimumRate
 
-_ERROR_BODY = 64 << 10
+_DRAINED = 64 << 10
 
 
 class Response:
@@ -37,7 +37,7 @@ class Response:
         self.body = b""
         self._response = response
         self._timeouts = timeouts
-        self._received = received
+        self._received = received if 200 <= self.status < 300 else None  # refusals are no content
 
     def header_values(self, name: str) -> list[str]:
         """Every value of a header that may come several times."""
@@ -55,7 +55,7 @@ class Response:
         value = self.headers.get("Content-Encoding", "").strip().lower()
         return value if value not in ("", "identity") else None
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body as it arrives, in pieces that are not empty; aiohttp checks it against Content-Length.
 
         Raises UpstreamUnavailable: reason reset (broken or short), stall (nothing for `timeouts.stall`) or slow (less
@@ -68,7 +68,8 @@ class Response:
                 chunk = await self._next()
                 if not chunk:
                     return
-                self._received.inc(len(chunk))
+                if self._received is not None:
+                    self._received.inc(len(chunk))
                 if rate.too_slow(time.monotonic() - began, len(chunk)):
                     raise UpstreamUnavailable(f"{self.asked}: the body comes too slowly", reason="slow")
                 yield chunk
@@ -89,11 +90,14 @@ class Response:
                 raise UpstreamUnavailable(f"{self.asked}: the answer has over {limit} bytes", reason="size")
         self.body = bytes(parts)
 
-    async def read_error(self, within: float) -> None:
-        """Reads an error's body if it comes soon (seconds), to explain it and to use its connection again."""
+    async def drain(self, within: float) -> None:
+        """Reads a body that only explains the status, if it is small and comes soon (seconds); else closes.
+
+        Then its connection can be used again.
+        """
         try:
             async with asyncio.timeout(within):
-                await self.read(_ERROR_BODY)
+                await self.read(_DRAINED)
         except (TimeoutError, UpstreamUnavailable):
             self.close()  # the status has said what matters
 

@@ -142,6 +142,17 @@ class TestChallenges:
         assert error.reason == "status"
         assert "/v2/ did not answer" in error.message
 
+    async def test_a_challenge_we_cannot_meet_is_a_no_also_after_a_failed_ping(
+        self, upstream: FakeRegistry, start_asking: StartAsking
+    ) -> None:
+        """The request itself was told what is wanted: a password, and there is none."""
+        upstream.auth = Basic(USERS)
+        upstream.fault(ANY, status(500), kind="ping")
+        asking = start_asking(upstream.url)
+
+        with pytest.raises(UpstreamRefused):
+            await pulled(asking)
+
     async def test_a_rejected_token_may_be_answered_with_another_scheme(
         self, upstream: FakeRegistry, start_asking: StartAsking, image: Digest
     ) -> None:
@@ -166,6 +177,35 @@ class TestChallenges:
 
         assert await pulled(asking) == image
         assert tokens(upstream) == [{"service": ["fake-registry"], "scope": ["repository:team/app:pull"]}]
+
+    async def test_a_token_endpoint_that_has_moved_is_found(
+        self, upstream: FakeRegistry, start_asking: StartAsking, image: Digest
+    ) -> None:
+        """An endpoint that fails makes us ask `/v2/` anew, but not with every request."""
+        auth = upstream.auth = Bearer(realm="http://127.0.0.1:1/token")
+        asking = start_asking(upstream.url)
+        await failure(pulled(asking))
+        auth.realm = None
+
+        assert await pulled(asking) == image
+        assert upstream.count(kind="ping") == 2
+        auth.expire_tokens()
+        upstream.fault(ANY, status(404), kind="token", times=3)
+        for _ in range(3):
+            await failure(pulled(asking))
+        assert upstream.count(kind="ping") == 2
+
+    async def test_a_large_page_at_the_ping_is_an_answer(
+        self, upstream: FakeRegistry, start_asking: StartAsking, image: Digest
+    ) -> None:
+        """Whatever stands there with 200, nothing is demanded."""
+        upstream.fault(ANY, status(200, "x" * 1_000_000), kind="ping")
+        asking = start_asking(upstream.url)
+
+        assert await pulled(asking) == image
+        upstream.make_private("team/app")
+        with pytest.raises(UpstreamRefused):
+            await pulled(asking)
 
 
 class TestTokens:

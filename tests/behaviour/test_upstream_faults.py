@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.oci.errors import UpstreamThrottled, UpstreamTimeout
+from mirror.oci.errors import BlobUnknown, UpstreamThrottled, UpstreamTimeout
 from mirror.oci.reference import Tag
 from tests.asking import FAST, Names, StartAsking, failure, raw_server, soon, start_asking, whole
 from tests.upstream import (
@@ -23,6 +23,7 @@ from tests.upstream import (
     reset,
     server_tls,
     stall,
+    stall_at,
     status,
 )
 from tests.upstream.fixtures import StartUpstream, start_upstream, upstream
@@ -35,7 +36,7 @@ BLOB = Digest.of(b"any")
 
 @pytest.mark.parametrize(
     "fault",
-    [reset(), refuse(), status(500), status(502), html(503), status(504), stall()],
+    [reset(), refuse(), status(408), status(500), status(502), html(503), status(504), stall()],
     ids=lambda fault: fault.name,
 )
 async def test_what_goes_wrong_once_is_tried_again(
@@ -281,6 +282,17 @@ async def test_a_slow_ping_does_not_cost_the_request(upstream: FakeRegistry, sta
     for _ in range(2):
         assert (await asking.upstreams.get_manifest(asking.target(), LATEST, soon(5))).digest == image.digest
     assert upstream.count(kind="ping") == 1
+
+
+async def test_a_refusal_does_not_wait_for_its_explanation(upstream: FakeRegistry, start_asking: StartAsking) -> None:
+    """An error whose body stalls has been understood by its status; bytes of refusals are no content."""
+    upstream.fault(ANY, status(404), kind="blob")
+    upstream.fault(ANY, stall_at(5), kind="blob")
+    asking = start_asking(upstream.url)
+
+    with pytest.raises(BlobUnknown):
+        await asking.upstreams.open_blob(asking.target(), BLOB, soon())
+    assert not asking.metric("upstream_bytes_total", kind="blob")
 
 
 async def test_nothing_is_asked_after_the_end(upstream: FakeRegistry, start_asking: StartAsking) -> None:

@@ -40,6 +40,12 @@ def test_public_addresses_are_global(address: str) -> None:
         "64:ff9b::7f00:1",
         "2002:7f00:1::",
         "2002:a9fe:a9fe::1",
+        "64:ff9b:1::7f00:1",
+        "::7f00:1",
+        "fec0::1",
+        "5f00::1",
+        "3fff::1",
+        "2001:db8::1",
     ],
 )
 def test_all_others_are_not(address: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mirror.transport.rate import MinimumRate
 
 
-def seconds_until_slow(rate: MinimumRate, waits: list[tuple[float, int]]) -> float | None:
+def seconds_until_slow(rate: MinimumRate, waits: Sequence[tuple[float, int]]) -> float | None:
     """The seconds of waiting after which it was called too slow; None if it never was."""
     total = 0.0
     for waited, arrived in waits:
