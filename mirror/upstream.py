@@ -26,6 +26,7 @@ from mirror.transport import Deadline, Destination, Request, Response, Transport
 
 _NO_HEAD = (405, 501)
 _RANGE_REFUSED = frozenset({400, 416})
+_MISSING = frozenset({404})
 _FIRST_BYTE = ByteRange(0, 0)
 _MOST_DESTINATIONS = 1024
 
@@ -135,9 +136,17 @@ class Upstreams:
     async def get_manifest(self, target: Target, reference: Reference, deadline: Deadline) -> ManifestBody:
         """The manifest's bytes, at most MANIFEST_LIMIT; reason size for more, content for what cannot be a manifest."""
         request = self._request(
-            target, "manifest", f"manifests/{reference}", headers={"Accept": ACCEPT}, read=MANIFEST_LIMIT
+            target,
+            "manifest",
+            f"manifests/{reference}",
+            headers={"Accept": ACCEPT},
+            read=MANIFEST_LIMIT,
+            heeded=_MISSING,
         )
         response = await self._authenticator.send(request, target.repository, deadline)
+        if response.redirected and response.status == 404:
+            _check_registry(response)
+            raise ManifestUnknown(f"{target}: the upstream has no manifest {reference}")
         if response.status != 200:
             _fail(response, target, ManifestUnknown(f"{target}: the upstream has no manifest {reference}"))
         if response.content_encoding is None and response.body.lstrip()[:1] in (b"", b"<"):
@@ -294,6 +303,16 @@ def _digest_of(headers: Mapping[str, str]) -> Digest | None:
 
 def _is_html(response: Response) -> bool:
     return response.headers.get("Content-Type", "").lstrip().lower().startswith(("text/html", "application/xhtml"))
+
+
+def _check_registry(response: Response) -> None:
+    """Some registries are fronts (registry.k8s.io): what a registry behind them says is missing, is missing.
+
+    Raises UpstreamUnavailable for the 404 of anything else that a redirect leads to.
+    """
+    codes = error_codes(response.body)
+    if not response.url.raw_path.startswith("/v2/") or not {"MANIFEST_UNKNOWN", "NAME_UNKNOWN"} & set(codes):
+        raise UpstreamUnavailable(f"{response.asked}: answered 404, but not as a registry", reason="redirect")
 
 
 def _fail(response: Response, target: Target, unknown: ManifestUnknown | BlobUnknown) -> NoReturn:

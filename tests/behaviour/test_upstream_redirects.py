@@ -8,7 +8,7 @@ import pytest
 from aiohttp.abc import ResolveResult
 
 from mirror import __version__
-from mirror.oci.errors import UpstreamThrottled
+from mirror.oci.errors import ManifestUnknown, MirrorError, UpstreamThrottled, UpstreamUnavailable
 from mirror.oci.reference import Tag
 from tests.asking import Asking, Names, StartAsking, failure, raw_server, soon, start_asking, whole
 from tests.upstream import (
@@ -192,6 +192,25 @@ async def test_a_refusal_of_a_redirects_target_is_no_answer(
     assert error.reason == "redirect"
     assert (upstream.requests_for(blob), upstream.count(origin="cdn")) == (2, 2)
     assert not any("Authorization" in seen.headers for seen in upstream.requests)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [("MANIFEST_UNKNOWN", ManifestUnknown), ("NAME_UNKNOWN", ManifestUnknown), ("", UpstreamUnavailable)],
+)
+async def test_what_a_registry_behind_a_redirect_does_not_have_is_missing(
+    start_upstream: StartUpstream, start_asking: StartAsking, code: str, kind: type[MirrorError]
+) -> None:
+    """A front such as registry.k8s.io redirects to registries; their 404 is a no, that of anything else is none."""
+    front, behind = await start_upstream(), await start_upstream()
+    front.fault(ANY, redirect_to(behind.manifest_url("team/app", "latest")), kind="manifest")
+    behind.fault(ANY, status(404, error=code) if code else status(404, body=b"no such page"), kind="manifest")
+    asking = start_asking(front.url)
+
+    with pytest.raises(kind) as caught:
+        await asking.upstreams.get_manifest(asking.target(), LATEST, soon())
+
+    assert type(caught.value) is kind
 
 
 async def test_an_expired_redirect_is_asked_for_anew(
