@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,7 +136,7 @@ class BlobStore:
 
         A blob committed shortly before an unclean stop is hashed first, and removed if its bytes are wrong.
         """
-        return await self._run(self._open_blob, digest)
+        return await self._run_to_end(self._open_blob, digest, let_go=_let_go)
 
     async def remove(self, digest: Digest, *, unless_used_after: float | None = None) -> int:
         """Unlinks a blob; whoever is being sent it still reads on. Returns the bytes it had.
@@ -168,32 +168,43 @@ class BlobStore:
 
     # Spools.
 
+    async def create_spool(self, digest: Digest, host: str) -> Spool:
+        """A new, empty spool of a blob that comes from the upstream `host`."""
+        return await self._run_to_end(self._create_spool, digest, host, let_go=self._forget)
+
     def has_leftover(self, digest: Digest, host: str) -> bool:
         """Whether an earlier process left a spool of this blob from the upstream `host`."""
         leftover = self.leftovers.get(digest)
         return leftover is not None and leftover.origin == _origin(host)
 
-    async def create_spool(self, digest: Digest, host: str) -> Spool:
-        """A new, empty spool; or what an earlier process left of this blob from `host`, hashed as far as it goes."""
-        leftover = self.leftovers.pop(digest) if self.has_leftover(digest, host) else None
-        return await self._run(self._open_spool, digest, host, leftover)
+    def take_leftover(self, digest: Digest, host: str) -> Leftover | None:
+        """What `has_leftover` tells of. From now on it is the caller's, to resume or to discard."""
+        return self.leftovers.pop(digest) if self.has_leftover(digest, host) else None
+
+    async def resume_spool(self, digest: Digest, leftover: Leftover) -> Spool:
+        """A leftover as a spool, hashed as far as it goes. Raises StorageError."""
+        return await self._run_to_end(self._resume_spool, digest, leftover.path, let_go=_close)
+
+    def put_back(self, digest: Digest, leftover: Leftover) -> None:
+        """A leftover that was taken and could not be used this time."""
+        self.leftovers.setdefault(digest, leftover)
 
     async def append(self, spool: Spool, pieces: Sequence[bytes]) -> None:
         """Spool.append in the pool."""
-        await self._run(spool.append, pieces)
+        await self._run_to_end(spool.append, pieces)
 
     async def commit(self, spool: Spool) -> None:
         """Makes the spool the blob: on the disk, then visible under its digest. The caller has verified the hash."""
-        await self._run(self._commit, spool)
+        await self._run_to_end(self._commit, spool)
 
-    async def discard(self, spool: Spool) -> None:
+    async def discard(self, left: Spool | Leftover) -> None:
         """Removes the spool's file; readers that hold it read on."""
-        await self._run(self.files.unlink, spool.path)
+        await self._run_to_end(self.files.unlink, left.path)
 
     async def discard_leftover(self, digest: Digest) -> int:
         """Removes a leftover spool; returns the bytes it had."""
         leftover = self.leftovers.pop(digest)
-        await self._run(self.files.unlink, leftover.path)
+        await self.discard(leftover)
         return leftover.size
 
     # Scanning.
@@ -224,7 +235,39 @@ class BlobStore:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
         except OSError as error:
-            raise StorageError(f"the disk failed: {error.strerror or error}") from error
+            raise _failed(error) from error
+
+    async def _run_to_end(
+        self, work: Callable[..., T], *arguments: object, let_go: Callable[[T], Awaitable[None]] | None = None
+    ) -> T:
+        """As _run; whoever is cancelled meanwhile waits for the thread first, so that nothing is torn from its hands.
+
+        What the work has then acquired for nobody, `let_go` takes back.
+        """
+        step = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        interruption: asyncio.CancelledError | None = None
+        while not step.done():
+            try:
+                await asyncio.wait([step])
+            except asyncio.CancelledError as error:
+                interruption = error
+        try:
+            result = step.result()
+            if interruption is not None and let_go is not None:
+                await let_go(result)
+        except OSError as error:
+            if interruption is None:
+                raise _failed(error) from error
+        if interruption is not None:
+            raise interruption
+        return result
+
+    async def _forget(self, spool: Spool) -> None:
+        spool.file.release()
+        try:
+            await self.discard(spool)
+        except StorageError:
+            pass  # removed at the next start
 
     def _path(self, digest: Digest) -> Path:
         return self.root / "blobs" / digest.algorithm / digest.hex[:2] / digest.hex
@@ -282,19 +325,13 @@ class BlobStore:
             except FileNotFoundError:
                 continue
 
-    def _open_spool(self, digest: Digest, host: str, leftover: Leftover | None) -> Spool:
-        if leftover is not None:
-            try:
-                return self._take_over(digest, leftover.path)
-            except OSError as error:
-                _log.warning("a leftover spool cannot be read; begun anew", digest=str(digest), error=str(error))
-                self.files.unlink(leftover.path)
+    def _create_spool(self, digest: Digest, host: str) -> Spool:
         name = f"{digest.algorithm}-{digest.hex}.{_origin(host)}.{secrets.token_hex(4)}"
         path = self.root / "spool" / name
         fd = self.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         return Spool(digest, path, self.share(fd, 0))
 
-    def _take_over(self, digest: Digest, path: Path) -> Spool:
+    def _resume_spool(self, digest: Digest, path: Path) -> Spool:
         fd = self.files.open(path, os.O_RDWR)
         try:
             spool = Spool(digest, path, self.share(fd, 0))
@@ -325,6 +362,19 @@ class BlobStore:
             except DigestInvalid:
                 continue  # not ours; never touched
         return entries
+
+
+def _failed(error: OSError) -> StorageError:
+    return StorageError(f"the disk failed: {error.strerror or error}")
+
+
+async def _close(spool: Spool) -> None:
+    spool.file.release()
+
+
+async def _let_go(file: SharedFile | None) -> None:
+    if file is not None:
+        file.release()
 
 
 def read_pieces(file: SharedFile) -> Iterator[bytes]:
