@@ -13,20 +13,11 @@ from typing import Protocol
 from mirror.download.download import Download
 from mirror.download.fetch import Fetch, Tools
 from mirror.download.sources import Sources
-from mirror.download.tracks import (
-    WITHHELD,
-    BytesPiece,
-    FilePiece,
-    Piece,
-    SpoolTrack,
-    WindowPiece,
-    WindowTrack,
-)
+from mirror.download.tracks import WITHHELD, BytesPiece, FilePiece, Piece, SpoolTrack, WindowTrack
 from mirror.oci.digest import Digest, Hasher
 from mirror.oci.errors import UpstreamCorrupt, UpstreamUnavailable
 from mirror.routing import Target
 from mirror.store.files import SharedFile
-from mirror.transport import Deadline
 
 __all__ = ["AloneBody", "Body", "BytesPiece", "FilePiece", "FlightBody", "HeldBody", "Piece", "RangeBody"]
 
@@ -97,6 +88,8 @@ class FlightBody:
         self._detour = detour
         self._track: SpoolTrack | WindowTrack | None = None
         self._size: int | None = None
+        self._trusting = False
+        """Whether it may have the bytes because they come from its own upstream."""
         self._file: SharedFile | None = None
         self._state: tuple[int, Hasher] = (0, download.digest.hasher())
         self._taken = False
@@ -105,7 +98,16 @@ class FlightBody:
         self._attached = True
         download.attach()
 
+    async def opened(self) -> int:
+        """Waits until the blob's length in bytes may be told. Raises what keeps us from it."""
+        if self._size is None:
+            self._size = await self._download.opened(self._target)
+            self._track = self._download.track
+            self._trusting = self._is_ours
+        return self._size
+
     async def at(self, offset: int) -> Piece:
+        await self.opened()
         while self._instead is None:
             piece = await self._next(offset)
             if piece is not None:
@@ -124,30 +126,29 @@ class FlightBody:
         if self._instead is not None:
             await self._instead.close()
 
+    @property
+    def _is_ours(self) -> bool:
+        shown_by = self._download.shown_by
+        return shown_by is not None and shown_by.upstream.host == self._target.upstream.host
+
     async def _next(self, offset: int) -> Piece | None:
         """A piece of the track; None where the question has to be asked again."""
-        if self._track is None:
-            self._size = await self._download.opened()
-            self._track = self._download.track
         track = self._track
-        if track is None:
-            raise UpstreamUnavailable(f"the download of {self._download.digest} is over", reason="no_room")
+        assert track is not None, "read before it was opened"
         if self._failure is not None:
             self._leave()
             self._instead = await self._detour(self._failure)
-        elif track.error is not None:
-            self._follow_up(track.error)
-        elif isinstance(track, SpoolTrack):
+            return None
+        if track.error is not None and (offset >= track.visible or isinstance(track.error, UpstreamCorrupt)):
+            await self._follow_up()
+            return None
+        if self._trusting and not self._is_ours:
+            raise UpstreamUnavailable(f"{self._target} broke off, and others give the rest", reason="reset")
+        if track.is_complete and offset >= track.visible:
+            raise UpstreamCorrupt(f"{self._download.digest} is shorter than the upstream said")
+        if isinstance(track, SpoolTrack):
             return await self._from_spool(track, offset)
-        else:
-            track.reached(offset)
-            if offset < track.start:
-                self._go_alone(*(self._state if self._state[0] == offset else (0, self._download.digest.hasher())))
-            elif (held := track.piece(offset) if offset < track.visible else None) is not None:
-                return self._remember(held)
-            else:
-                await track.news()
-        return None
+        return await self._from_window(track, offset)
 
     async def _from_spool(self, track: SpoolTrack, offset: int) -> Piece | None:
         if self._file is None:
@@ -155,22 +156,31 @@ class FlightBody:
         if offset < track.visible:
             return FilePiece(self._file, offset, track.visible - offset)
         if track.frozen is not None:
-            self._go_alone(track.written, track.frozen.copy())
+            self._go_alone(track.written, track.frozen)
         else:
             await track.news()
         return None
 
-    def _remember(self, held: WindowPiece) -> BytesPiece:
-        self._state = (held.end, held.hasher)
-        return BytesPiece(held.data)
+    async def _from_window(self, track: WindowTrack, offset: int) -> Piece | None:
+        track.reached(offset)
+        if offset < track.start:
+            self._go_alone(*(self._state if self._state[0] == offset else (0, self._download.digest.hasher())))
+        elif (held := track.piece(offset) if offset < track.visible else None) is not None:
+            if held.end == held.hashed:
+                self._state = (held.hashed, held.hasher)
+            return BytesPiece(held.data)
+        else:
+            await track.news()
+        return None
 
-    def _follow_up(self, error: Exception) -> None:
-        """After a failed round: whoever has no byte of it yet goes on with the next, if there is one."""
-        successor = self._download.track
-        if successor is self._track or self._taken or self._download.size not in (None, self._size):
-            raise error
+    async def _follow_up(self) -> None:
+        """After a failed attempt: whoever has no byte of it yet goes on with the next, if there is one."""
+        if self._taken:
+            raise self._download.failure_for(self._target)
+        if await self._download.opened(self._target) != self._size:
+            raise UpstreamCorrupt(f"{self._download.digest} has not the length that the upstream said")
         self._release()
-        self._track = successor
+        self._track = self._download.track
 
     def _go_alone(self, start: int, hasher: Hasher) -> None:
         assert self._size is not None
@@ -204,15 +214,13 @@ class AloneBody:
         self._position = start
         """Offset of the first byte of the buffer."""
         self._received = start
-        self._opened = False
 
     async def at(self, offset: int) -> Piece:
         while True:
             self._drop_before(offset)
             ready = len(self._buffer) if self._received == self._size else len(self._buffer) - WITHHELD
             if ready > 0 and self._position == offset:
-                data = bytes(self._buffer[:ready])
-                return BytesPiece(data)
+                return BytesPiece(bytes(self._buffer[:ready]))
             await self._receive()
 
     def storage_failed(self, error: OSError) -> None:
@@ -228,16 +236,15 @@ class AloneBody:
             self._position += surplus
 
     async def _receive(self) -> None:
-        if not self._opened:
-            self._opened = True
-            await self._fetch.open(Deadline.after(self._tools.timeouts.first_byte))
         chunk = await self._fetch.next()
-        if chunk is not None:
-            await self._tools.cache.blobs.run(self._hasher.update, chunk)
-            self._tools.metrics.bypass_bytes.labels(upstream=self._label, reason="alone").inc(len(chunk))
-            self._buffer += chunk
-            self._received += len(chunk)
+        if chunk is None:
+            raise UpstreamCorrupt(f"{self._fetch.digest} is shorter than the upstream said")
+        await self._tools.cache.blobs.run(self._hasher.update, chunk)
+        self._tools.metrics.bypass_bytes.labels(upstream=self._label, reason="alone").inc(len(chunk))
+        self._buffer += chunk
+        self._received += len(chunk)
         if self._received == self._size and self._hasher.hexdigest() != self._fetch.digest.hex:
+            self._received = -1  # never to be complete
             self._tools.metrics.digest_mismatches.labels(upstream=self._label).inc()
             raise UpstreamCorrupt(f"wrong bytes for {self._fetch.digest}")
 
@@ -246,6 +253,7 @@ class RangeBody:
     """A range of a blob that is not all here: from the download where it gets there soon, else by closed ranges.
 
     Those are 1 MiB at first, doubling to 8 MiB as the client takes them; their bytes are not verified and not kept.
+    Where the upstream cannot do ranges, `board` gives a place on the download after all, if there is one.
     """
 
     def __init__(
@@ -257,7 +265,7 @@ class RangeBody:
         size: int,
         end: int,
         flight: FlightBody | None,
-        patience: float,
+        board: Callable[[], FlightBody | None],
     ) -> None:
         self._digest = digest
         self._target = target
@@ -265,7 +273,8 @@ class RangeBody:
         self._size = size
         self._end = end
         self._flight = flight
-        self._patience = patience
+        self._board = board
+        self._patience: float | None = tools.timeouts.cold_head
         self._fetch: Fetch | None = None
         self._length = _FIRST_RANGE
 
@@ -276,17 +285,17 @@ class RangeBody:
                     return await self._flight.at(offset)
             except TimeoutError:
                 await self._leave_flight()
-        while True:
-            chunk = await self._fetch.next() if self._fetch is not None else None
-            if chunk is not None:
-                self._tools.metrics.bypass_bytes.labels(upstream=self._target.upstream.entry, reason="range").inc(
-                    len(chunk)
-                )
-                return BytesPiece(chunk)
-            await self._ask(offset)
+        try:
+            return BytesPiece(await self._ask(offset))
+        except UpstreamUnavailable as error:
+            self._flight = self._board() if error.reason == "range" else None
+            if self._flight is None:
+                raise
+        self._patience = None
+        return await self._flight.at(offset)
 
     def storage_failed(self, error: OSError) -> None:
-        assert self._flight is not None
+        assert self._flight is not None, "nothing else comes from a file"
         self._flight.storage_failed(error)
 
     async def close(self) -> None:
@@ -294,12 +303,24 @@ class RangeBody:
         if self._fetch is not None:
             await self._fetch.close()
 
-    async def _ask(self, offset: int) -> None:
+    async def _ask(self, offset: int) -> bytes:
+        """The next bytes of the present range, or of the next one."""
+        while True:
+            chunk = await self._fetch.next() if self._fetch is not None else None
+            if chunk is not None:
+                label = self._target.upstream.entry
+                self._tools.metrics.bypass_bytes.labels(upstream=label, reason="range").inc(len(chunk))
+                return chunk
+            first, self._fetch = self._fetch is None, self._next_fetch(offset)
+            if first:  # what fails now can still be said in a status
+                await self._fetch.open(self._tools.timeouts.cold_head)
+
+    def _next_fetch(self, offset: int) -> Fetch:
         if offset > self._end:
             raise UpstreamUnavailable(f"asked for bytes of {self._digest} past the range")
         stop = min(offset + self._length, self._end + 1)
         self._length = min(2 * self._length, _LARGEST_RANGE)
-        self._fetch = Fetch(
+        return Fetch(
             self._digest,
             Sources(self._target),
             self._tools,
@@ -308,7 +329,6 @@ class RangeBody:
             size=self._size,
             skip_limit=_RANGE_SKIP,
         )
-        await self._fetch.open(Deadline.after(self._tools.timeouts.cold_head))
 
     async def _leave_flight(self) -> None:
         flight, self._flight = self._flight, None

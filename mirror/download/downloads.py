@@ -8,6 +8,7 @@ from mirror.download.bodies import Body, FlightBody
 from mirror.download.download import Download
 from mirror.download.fetch import Tools
 from mirror.oci.digest import Digest
+from mirror.oci.errors import UpstreamUnavailable
 from mirror.routing import Target
 
 
@@ -19,6 +20,7 @@ class Downloads:
         self._abandon_below = abandon_below
         self._joinable: dict[Digest, Download] = {}
         self._all: set[Download] = set()
+        self._closed = False
 
     def current(self, digest: Digest) -> Download | None:
         """The download of `digest` that a newcomer can join from byte 0."""
@@ -31,7 +33,12 @@ class Downloads:
     def start(
         self, digest: Digest, target: Target, *, background: bool = False, pass_through: bool = False
     ) -> Download:
-        """Begins a download from `target`; newcomers join it from now on."""
+        """Begins a download from `target`; newcomers join it from now on.
+
+        Raises UpstreamUnavailable, reason stopped, once we are stopping.
+        """
+        if self._closed:
+            raise UpstreamUnavailable("the mirror is stopping", reason="stopped")
         download = Download(
             digest,
             target,
@@ -55,6 +62,11 @@ class Downloads:
 
         return FlightBody(download, target, self.tools, detour)
 
+    def rejoin(self, download: Download, target: Target) -> FlightBody | None:
+        """The same for somebody who had left, if the download still runs and stores."""
+        running = download.joinable and download.stores and not download.finished
+        return self.read(download, target) if running else None
+
     async def detour(self, digest: Digest, target: Target, error: OSError) -> Body:
         """A body for a client whose bytes can no longer be read from our disk: a fetch past the disk, shared."""
         self.tools.cache.trouble.note("blobs", error)
@@ -69,11 +81,12 @@ class Downloads:
 
     async def finish(self, grace: float) -> None:
         """Lets those under way go on for `grace` seconds, then stops the rest; what they have is kept for later."""
-        if self._all and grace > 0:
-            waits = [asyncio.create_task(download.wait()) for download in self._all]
-            await asyncio.wait(waits, timeout=grace)
-            for wait in waits:
-                wait.cancel()
+        self._closed = True
+        try:
+            async with asyncio.timeout(grace):
+                await asyncio.gather(*(download.wait() for download in self._all))
+        except TimeoutError:
+            pass  # the rest is stopped
         await asyncio.gather(*(download.cancel() for download in list(self._all)))
 
     def _retire(self, download: Download) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -15,16 +17,15 @@ from mirror.download.sources import Sources
 from mirror.metrics import Metrics
 from mirror.oci.byte_range import ByteRange
 from mirror.oci.digest import Digest
-from mirror.oci.errors import MirrorError, Unknown, UpstreamRefused, UpstreamUnavailable
+from mirror.oci.errors import MirrorError, Unknown, UpstreamRefused, UpstreamTimeout, UpstreamUnavailable
 from mirror.routing import Target
 from mirror.transport import Deadline
 from mirror.upstream import BlobStream, Upstreams
 
 _PROGRESS = 64 << 10
-"""Bytes that a try must bring to count as progress, so that an upstream cannot keep us busy byte by byte."""
-_TRIES_WITHOUT_PROGRESS = 8
-_BACKOFF_SECONDS = 0.1
-_BACKOFF_LIMIT = 5.0
+"""Bytes that count as progress, so that an upstream cannot keep us busy byte by byte."""
+_LOYAL_TRIES = 2
+"""Tries without progress at the upstream that began, before another one is asked for the rest."""
 _SKIP_FACTOR = 3
 """How often the blob's length may be thrown away where the upstream ignores ranges."""
 _log = structlog.get_logger()
@@ -55,34 +56,44 @@ class Fetch:
         start: int = 0,
         stop: int | None = None,
         size: int | None = None,
+        shown_by: Target | None = None,
         skip_limit: int | None = None,
+        takes_encoded: bool = False,
     ) -> None:
         self.digest = digest
         self.size = size
-        """Length of the whole blob in bytes, once somebody told us."""
-        self.shown_by: Target | None = None
-        """The source of the first stream."""
+        """Length of the whole blob in bytes, as the upstream tells it with the bytes."""
+        self.stop = stop
+        """Where the bytes that are wanted end; may be set after `open`."""
+        self.shown_by = shown_by
+        """The source of the bytes that come now: the first one that was asked of its upstream host."""
+        self.givers = {shown_by.upstream.host} if shown_by is not None else set()
+        """The upstream hosts that the bytes came from."""
         self.encoded = False
         """Whether the upstream sends a Content-Encoding although it was asked for none: lengths mean nothing then."""
-        self.disputed = False
-        """Whether the upstream's length is not the one that a manifest gave; the manifest's is taken first."""
+        self.ended_early = False
+        """Whether a body without a length of its own ended, in good order, before `stop`: the digest has to tell
+        whether it was cut, or was all there is."""
         self._sources = sources
         self._tools = tools
         self._offset = start
-        self._stop = stop
         self._skip_limit = skip_limit
+        self._takes_encoded = takes_encoded
         self._stream: BlobStream | None = None
-        self._chunks: AsyncIterator[bytes] | None = None
+        self._chunks: AsyncGenerator[bytes, None] | None = None
         self._position = 0
         self._whole = False
         self._skipped = 0
         self._gained = 0
         self._tries = 0
-        self._stuck_since = asyncio.get_running_loop().time()
+        self._waited = 0.0
 
-    async def open(self, deadline: Deadline) -> None:
-        """Gets the first headers. Raises Unknown or UpstreamRefused if every source says no; UpstreamUnavailable."""
-        await self._ask_around(deadline)
+    async def open(self, seconds: float) -> None:
+        """Gets the first headers; a source has `seconds` from when it joined, or from now.
+
+        Raises Unknown or UpstreamRefused if every source says no; UpstreamUnavailable.
+        """
+        await self._ask_around(seconds)
 
     async def next(self) -> bytes | None:
         """The next bytes, in order; None when all that was asked for has come.
@@ -93,92 +104,159 @@ class Fetch:
             try:
                 chunk = await self._read()
             except UpstreamUnavailable as error:
-                await self._reopen(error)
+                await self._resume(error)
                 continue
             if chunk is None:
                 break
-            self._offset += len(chunk)
-            self._gained += len(chunk)
+            self._count(len(chunk))
             return chunk
         await self.close()
         return None
 
+    async def go_on(self) -> None:
+        """After `ended_early`: it was cut. Opens a stream for the rest, or raises as `next`."""
+        self.ended_early = False
+        await self._resume(UpstreamUnavailable(f"the body of {self.digest} ended early", reason="truncated"))
+
     async def close(self) -> None:
         """Ends the present stream."""
-        stream, self._stream, self._chunks = self._stream, None, None
+        stream, chunks, self._stream, self._chunks = self._stream, self._chunks, None, None
+        if chunks is not None:
+            await chunks.aclose()
         if stream is not None:
             await stream.close()
 
     # One stream.
 
     async def _read(self) -> bytes | None:
-        """The stream's next bytes that are wanted; None at the clean end of a blob whose length nobody told."""
+        """The stream's next bytes that are wanted; None at the clean end of a body that promised no length."""
         if self._stream is None or self._chunks is None:
-            raise UpstreamUnavailable(f"no stream of {self.digest} is open", reason="reset")
-        while (chunk := await anext(self._chunks, None)) is not None:
-            surplus = self._offset - self._position
-            self._position += len(chunk)
-            if surplus >= len(chunk):
-                self._skipped += len(chunk)
-                continue
-            wanted = chunk[surplus:] if surplus > 0 else chunk
-            end = self._end()
-            return wanted if end is None else wanted[: end - self._offset]
-        if self._end() is None:
-            return None
-        raise UpstreamUnavailable(f"the body of {self.digest} ended early", reason="truncated")
+            raise UpstreamUnavailable(f"no stream of {self.digest} is open", reason="closed")
+        with self._waiting():
+            while (chunk := await anext(self._chunks, None)) is not None:
+                surplus = self._offset - self._position
+                self._position += len(chunk)
+                if surplus >= len(chunk):
+                    self._skipped += len(chunk)
+                    continue
+                wanted = chunk[surplus:] if surplus > 0 else chunk
+                end = self._end()
+                return wanted if end is None else wanted[: end - self._offset]
+        if self._end() is not None and (self._stream.partial or self._stream.size is not None):
+            raise UpstreamUnavailable(f"the body of {self.digest} ended early", reason="truncated")
+        self.ended_early = self._end() is not None
+        return None
+
+    def _count(self, arrived: int) -> None:
+        assert self.shown_by is not None, "bytes without a source"
+        self.givers.add(self.shown_by.upstream.host)
+        self._offset += arrived
+        self._gained += arrived
+        if self._gained >= _PROGRESS:
+            self._gained, self._tries, self._waited = 0, 0, 0.0
 
     def _end(self) -> int | None:
-        return self._stop if self._stop is not None else self.size
+        if self.encoded:
+            return None
+        return self.stop if self.stop is not None else self.size
 
     def _done(self) -> bool:
         end = self._end()
         return end is not None and self._offset >= end
 
-    async def _reopen(self, error: UpstreamUnavailable) -> None:
-        """Waits a little and opens a new stream where the last one broke. Raises what ends the fetch."""
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Counts the time inside as spent waiting for the upstream."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - began
+
+    # Resuming.
+
+    async def _resume(self, error: UpstreamUnavailable) -> None:
+        """Opens a new stream where the last one broke, trying as long as patience lasts. Raises what ends the fetch."""
         await self.close()
         if self._end() is None and self._offset:
             raise error  # nobody can tell whether what a second stream brings continues the first
-        left = self._patience(error)
-        self._tries += 1
-        pause = random.uniform(0, min(_BACKOFF_LIMIT, _BACKOFF_SECONDS * 2**self._tries))  # noqa: S311 - jitter
-        await asyncio.sleep(min(pause, left))
-        for target in self._sources.all[:1]:
-            self._tools.metrics.upstream_retries.labels(upstream=target.upstream.entry, reason=error.reason).inc()
-        _log.info("resuming a blob", digest=str(self.digest), offset=self._offset, reason=error.reason)
-        try:
-            await self._ask_around(Deadline.after(min(self._tools.timeouts.first_byte, left)))
-        except UpstreamUnavailable as again:
-            _log.info("resuming failed", digest=str(self.digest), offset=self._offset, reason=again.reason)
+        while True:
+            left = self._patience(error)
+            with self._waiting():
+                await asyncio.sleep(min(self._pause(error), left))
+                self._note_retry(error)
+                try:
+                    await self._ask_around(min(self._tools.timeouts.first_byte, left), self._preferred_host())
+                    return
+                except UpstreamUnavailable as again:
+                    _log.info("resuming failed", digest=str(self.digest), offset=self._offset, reason=again.reason)
+                    error = again
 
     def _patience(self, error: UpstreamUnavailable) -> float:
         """Seconds that may still pass without progress. Raises `error` when there are none."""
-        now = asyncio.get_running_loop().time()
-        if self._gained >= _PROGRESS:
-            self._gained, self._tries, self._stuck_since = 0, 0, now
-        left = self._stuck_since + self._tools.timeouts.no_progress - now
-        wasted = self.size is not None and self._skipped > _SKIP_FACTOR * self.size
-        if left <= 0 or wasted or self._tries >= _TRIES_WITHOUT_PROGRESS:
+        left = self._tools.timeouts.no_progress - self._waited
+        end = self._end()
+        wasted = end is not None and self._skipped > _SKIP_FACTOR * end
+        if wasted or left <= (error.retry_after or 0.0):
             raise error
         return left
 
+    def _pause(self, error: UpstreamUnavailable) -> float:
+        """Seconds to wait before the next try: none before the first, then ever longer; or what the upstream said."""
+        self._tries += 1
+        if error.retry_after is not None:
+            return error.retry_after
+        if self._tries == 1:
+            return 0.0
+        unit = self._tools.timeouts.try_ / 50
+        return random.uniform(0, min(50 * unit, unit * 2**self._tries))  # noqa: S311 - jitter, not a secret
+
+    def _note_retry(self, error: UpstreamUnavailable) -> None:
+        if self.shown_by is None:
+            return
+        self._tools.metrics.upstream_retries.labels(upstream=self.shown_by.upstream.entry, reason=error.reason).inc()
+        _log.info("resuming a blob", digest=str(self.digest), offset=self._offset, reason=error.reason)
+
+    def _preferred_host(self) -> str | None:
+        """Those who wait at one upstream may not all have the bytes of another, so that is asked only after a while."""
+        return self.shown_by.upstream.host if self.shown_by is not None and self._tries <= _LOYAL_TRIES else None
+
     # Asking.
 
-    async def _ask_around(self, deadline: Deadline) -> None:
+    async def _ask_around(self, seconds: float, host: str | None = None) -> None:
+        """Asks one source after the other, also those that join meanwhile, until one shows the blob."""
+        began = time.monotonic()
+        asked: set[Target] = set()
         failure: MirrorError | None = None
-        for target in self._sources.all:
+        while (target := self._next(asked, host)) is not None:
+            asked.add(target)
+            deadline = Deadline(max(began, self._sources.joined_at(target)) + seconds)
             try:
-                await self._ask(target, deadline)
+                await self._ask_in_turn(target, asked, deadline)
             except (Unknown, UpstreamRefused) as no:
                 await self._tools.cache.heard_no(target, self.digest, "blob", no)
-                self._sources.drop(target)
-                failure = failure or no
+                self._sources.refused(target, no)
+                failure, host = failure or no, None
             except UpstreamUnavailable as error:
+                self._sources.failed(target, error)
                 failure = error
             else:
                 return
         raise failure or UpstreamUnavailable(f"nobody is left to ask for {self.digest}")
+
+    def _next(self, asked: set[Target], host: str | None) -> Target | None:
+        others = (target for target in self._sources.all if target not in asked)
+        return next((target for target in others if host in (None, target.upstream.host)), None)
+
+    async def _ask_in_turn(self, target: Target, asked: set[Target], deadline: Deadline) -> None:
+        """Asks; but one that does not answer for the time of a try gives way as soon as another one waits."""
+        turn_ends = asyncio.get_running_loop().time() + self._tools.timeouts.try_
+        try:
+            async with asyncio.timeout(None) as turn:
+                with self._sources.watched(asked, lambda: turn.reschedule(turn_ends)):
+                    await self._ask(target, deadline)
+        except TimeoutError:
+            raise UpstreamTimeout(f"{target}: no answer in time, and others are waiting") from None
 
     async def _ask(self, target: Target, deadline: Deadline) -> None:
         try:
@@ -198,16 +276,17 @@ class Fetch:
         surplus = self._offset - stream.start
         if surplus < 0 or (self._skip_limit is not None and surplus > self._skip_limit):
             raise UpstreamUnavailable(f"{target} does not give the range that was asked for", reason="range")
+        encoded = stream.content_encoding is not None
+        if encoded and (self._offset or not self._takes_encoded):
+            raise UpstreamUnavailable(f"{target} sends {self.digest} encoded", reason="encoding")
         if stream.partial and self.size is not None and stream.size not in (None, self.size):
             raise UpstreamUnavailable(f"{target} gives {self.digest} another length than before", reason="size")
-        encoded = stream.content_encoding is not None
-        if stream.size is not None and not encoded:
+        if stream.size is not None:
             await self._note_link(target, stream.size)
-            if self.size is None:
-                self.size = stream.size
-            self.disputed = self.size != stream.size
+            self.size = self.size if self.size is not None else stream.size
         self.encoded = encoded
-        self.shown_by = self.shown_by or target
+        if self.shown_by is None or self.shown_by.upstream.host != target.upstream.host:
+            self.shown_by = target
         self._stream, self._chunks, self._position = stream, stream.chunks(), stream.start
 
     async def _note_link(self, target: Target, size: int) -> None:
@@ -219,6 +298,6 @@ class Fetch:
     def _byte_range(self) -> ByteRange | None:
         """What is missing, always closed: some registries refuse an open end. None asks for the whole blob."""
         end = self._end()
-        if self._whole or end is None or (self._offset == 0 and self._stop is None):
+        if self._whole or end is None or (self._offset == 0 and self.stop is None):
             return None
         return ByteRange(self._offset, end - 1)

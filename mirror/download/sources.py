@@ -1,34 +1,75 @@
-"""Whom to ask for a blob, in the order in which they joined."""
+"""Whom to ask for a blob, in the order in which they joined, and what each of them said."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mirror.oci.errors import MirrorError
 from mirror.routing import Target
+
+_MOST = 32
+"""Repositories that one download asks; whoever joins later is not asked, only served."""
 
 
 class Sources:
     """Repositories that may show the blob; a refusal moves on to the next, only the last one ends the asking."""
 
     def __init__(self, first: Target) -> None:
-        self._targets = [first]
+        self._joined: dict[Target, float] = {}
+        self._said: dict[Target, MirrorError] = {}
+        self._on_join: Callable[[], None] | None = None
+        self.add(first)
 
     def __contains__(self, target: Target) -> bool:
-        return target in self._targets
+        return target in self._joined
 
     @property
     def all(self) -> tuple[Target, ...]:
         """Those that have not said no."""
-        return tuple(self._targets)
+        return tuple(self._joined)
 
     def add(self, target: Target) -> None:
         """One more, asked last."""
-        if target not in self._targets:
-            self._targets.append(target)
+        if target in self._joined or len(self._joined.keys() | self._said.keys()) >= _MOST:
+            return
+        self._joined[target] = time.monotonic()
+        call, self._on_join = self._on_join, None
+        if call is not None:
+            call()
 
-    def drop(self, target: Target) -> None:
-        """One that said no."""
-        if target in self._targets:
-            self._targets.remove(target)
+    def refused(self, target: Target, no: MirrorError) -> None:
+        """One that said no; it is not asked again."""
+        self._joined.pop(target, None)
+        self._said[target] = no
+
+    def failed(self, target: Target, error: MirrorError) -> None:
+        """One that gave no answer this time."""
+        self._said[target] = error
+
+    def said(self, target: Target) -> MirrorError | None:
+        """The last refusal or failure of `target`."""
+        return self._said.get(target)
+
+    def joined_at(self, target: Target) -> float:
+        """When it joined, on the monotonic clock."""
+        return self._joined[target]
 
     def rotate(self) -> None:
         """The first becomes the last: it sent wrong bytes."""
-        self._targets.append(self._targets.pop(0))
+        if self._joined:
+            first = next(iter(self._joined))
+            self._joined[first] = self._joined.pop(first)
+
+    @contextmanager
+    def watched(self, asked: set[Target], call: Callable[[], None]) -> Iterator[None]:
+        """Calls `call` once, as soon as there is a source that is not among `asked`."""
+        if self._joined.keys() - asked:
+            call()
+        else:
+            self._on_join = call
+        try:
+            yield
+        finally:
+            self._on_join = None

@@ -92,6 +92,7 @@ class SpoolTrack(Track):
         super().__init__()
         self.spool = spool
         self._blobs = blobs
+        self._released = False
         self.frozen: Hasher | None = None
         """Set when the disk takes no more: the hash of the `written` bytes, from which each reader goes on alone."""
         self.written = spool.written
@@ -111,21 +112,31 @@ class SpoolTrack(Track):
     def freeze(self) -> None:
         """The disk takes no more. What is in the file is given in full: the reader's own request withholds the rest."""
         self.frozen = self.spool.hasher
-        self.visible = self.written
+        if self.size is not None and self.written < self.size:
+            self.visible = self.written
         self.tell()
 
-    def piece(self, offset: int) -> FilePiece:
-        """The visible bytes from `offset`."""
-        return FilePiece(self.spool.file, offset, self.visible - offset)
+    def begin_anew(self, spool: Spool) -> None:
+        """Goes on in another spool; nothing of this one has been visible."""
+        assert not self.visible, "readers have bytes of it"
+        self.spool.file.release()
+        self.spool, self.written = spool, spool.written
+
+    def release(self) -> None:
+        """No newcomer will want the file; those who hold it read on. May be called again."""
+        if not self._released:
+            self._released = True
+            self.spool.file.release()
 
 
 @dataclass(frozen=True, slots=True)
 class WindowPiece:
-    """Bytes of the window from `offset`, and the hash of the blob up to their end."""
+    """Bytes of the window from `offset`; `hasher` has seen the blob up to `hashed`, which may be beyond their end."""
 
     offset: int
     data: bytes
     hasher: Hasher
+    hashed: int
 
     @property
     def end(self) -> int:
@@ -159,9 +170,10 @@ class WindowTrack(Track):
         data = b"".join(pieces)
         await self._make_room(len(data))
         await self._blobs.run(self._hasher.update, data)
-        self._window.append(WindowPiece(self.written, data, self._hasher.copy()))
+        end = self.written + len(data)
+        self._window.append(WindowPiece(self.written, data, self._hasher.copy(), end))
         self._bytes += len(data)
-        self.advance(self.written + len(data))
+        self.advance(end)
 
     def reached(self, offset: int) -> None:
         """A reader has taken everything before `offset`."""
@@ -174,7 +186,8 @@ class WindowTrack(Track):
         for held in self._window:
             if held.offset <= offset < held.end:
                 end = min(held.end, self.visible)
-                return WindowPiece(offset, held.data[offset - held.offset : end - held.offset], held.hasher)
+                data = held.data[offset - held.offset : end - held.offset]
+                return WindowPiece(offset, data, held.hasher, held.hashed)
         return None
 
     def newest(self) -> WindowPiece | None:

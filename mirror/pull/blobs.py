@@ -26,11 +26,6 @@ from mirror.pull.permission import Permissions
 from mirror.routing import Target
 from mirror.store.files import SharedFile
 
-_SOON_SECONDS = 3.0
-"""A range that the download reaches in this time waits for it."""
-_YOUNG_SECONDS = 1.0
-"""A download younger than this has no rate yet: every range that joins it waits for it."""
-
 
 class BlobPuller:
     """Answers GET and HEAD of blobs."""
@@ -124,7 +119,7 @@ class BlobPuller:
             self._metrics.download_joins.labels(upstream=target.upstream.entry).inc()
         body = self._downloads.read(download, target)
         try:
-            size = await download.opened()
+            size = await body.opened()
             await self._permit_flight(target, download, size)
         except BaseException:
             await body.close()
@@ -139,7 +134,7 @@ class BlobPuller:
         if not await self._permissions.given(target, download.digest, origin):
             blobs = self._cache.blobs
             await self._permissions.ask(
-                target, download.digest, size, origin, lambda: sample_of_download(blobs, download)
+                target, download.digest, size, origin, lambda: sample_of_download(blobs, download, target)
             )
 
     # Ranges of what is not held.
@@ -160,20 +155,21 @@ class BlobPuller:
             size=flight.size,
             end=byte_range.end,
             flight=flight.body if soon else None,
-            patience=_SOON_SECONDS,
+            board=lambda: self._downloads.rejoin(flight.download, target),
         )
         source = flight.source if soon else Source.BYPASS
         return BlobAnswer(flight.download.digest, flight.size, byte_range, body, source, at_once=soon)
 
     def _soon(self, flight: _Flight, offset: int) -> bool:
-        """Whether the download gets to `offset` soon enough to wait for it."""
+        """Whether the download gets to `offset` within `cold_head`; a young one has no rate yet, and counts as fast."""
         download, track = flight.download, flight.download.track
         if track is None or not download.stores:
             return False
         if flight.source is Source.MISS and offset > 0:
             return False  # cold, and not from the start: its own request is the faster answer
         age = asyncio.get_running_loop().time() - download.started
-        return age < _YOUNG_SECONDS or track.written + download.rate() * _SOON_SECONDS >= offset
+        soon = self._timeouts.cold_head
+        return age < soon / 3 or track.written + download.rate() * soon >= offset
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,5 +134,7 @@ class Permissions:
                 if len(theirs) >= skip + len(ours.data):
                     break
         if bytes(theirs[skip : skip + len(ours.data)]) != ours.data:
+            if not ours.verified:
+                raise UpstreamUnavailable(f"{target} has other bytes for {digest} than we, so far", reason="corrupt")
             _log.warning("an upstream claims bytes that it does not have", source=str(target), digest=str(digest))
             raise BlobUnknown(f"{target} does not have {digest}")
