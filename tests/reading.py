@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -122,16 +122,16 @@ def blob_path(repository: str, blob: Any) -> str:
 
 def spools(mirror: RunningMirror) -> list[str]:
     """The names of the spool files on the disk."""
-    return sorted(os.listdir(mirror.settings.storage.path / "spool"))
+    return sorted(path.name for path in (mirror.settings.storage.path / "spool").iterdir())
 
 
 def open_files(mirror: RunningMirror) -> list[str]:
     """What this process has open of the blobs and spools in the mirror's data directory, deleted files included."""
     root = str(mirror.settings.storage.path)
     found = []
-    for name in os.listdir("/proc/self/fd"):
+    for descriptor in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(f"/proc/self/fd/{name}")
+            target = str(descriptor.readlink())
         except FileNotFoundError:
             continue  # the descriptor of the listing itself
         if target.startswith((f"{root}/blobs/", f"{root}/spool/")):
@@ -144,7 +144,7 @@ async def settled(mirror: RunningMirror, limit: float = 5.0) -> None:
     async with asyncio.timeout(limit):
         await mirror.quiet(limit)
         await mirror.app.traffic.idle()
-        while open_files(mirror):  # the last close runs in a thread
+        while open_files(mirror):  # noqa: ASYNC110 - the last close runs in a thread, which tells nobody
             await asyncio.sleep(0.005)
 
 

@@ -37,6 +37,7 @@ class Response:
         self.body = b""
         self._response = response
         self._timeouts = timeouts
+        self._broken: UpstreamUnavailable | None = None
         self._received = received if 200 <= self.status < 300 else None  # refusals are no content
 
     def header_values(self, name: str) -> list[str]:
@@ -112,10 +113,24 @@ class Response:
         self.close()
 
     async def _next(self) -> bytes:
+        if self._broken is not None:
+            raise self._broken
         try:
             async with asyncio.timeout(self._timeouts.stall):
                 return await self._response.content.readany()
         except TimeoutError:
             raise UpstreamUnavailable(f"{self.asked}: the body stalled", reason="stall") from None
         except CAUGHT as error:
-            raise translate(error, self.asked) from None
+            self._broken = translate(error, self.asked)
+        return self._arrived()
+
+    def _arrived(self) -> bytes:
+        """What came before the connection broke. aiohttp would keep it back (up to 512 KiB), and with it the progress
+        that a resume builds on. Raises what broke it where there is nothing.
+        """
+        content = self._response.content
+        content.set_exception(None)  # type: ignore[arg-type]  # the one way past it to the buffer
+        rest = content.read_nowait()
+        if not rest and self._broken is not None:
+            raise self._broken
+        return rest
