@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import fcntl
 import os
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import AsyncExitStack
 
 import structlog
 from aiohttp import web
@@ -34,16 +34,21 @@ from mirror.routing import Router
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget
 from mirror.store.files import Files
+from mirror.store.lock import DataLock
 from mirror.store.records import Records
+from mirror.store.threads import Threads
 from mirror.store.trouble import Trouble
 from mirror.store.upkeep import Upkeep
 from mirror.transport import Transport
 from mirror.upstream import Upstreams
 
 _SEND_THREADS = 16
-_DISK_THREADS = 8
 _BACKLOG = 1024
 _KEEPALIVE_SECONDS = 75.0
+_CANCEL_SECONDS = 0.1
+"""What a handler that is cut off gets to let go of its things."""
+_HANGING_SECONDS = 5.0
+"""How long threads that hang in the disk or in the resolver are waited for once everything is written."""
 _log = structlog.get_logger()
 
 
@@ -68,10 +73,9 @@ class Mirror:
         router = Router(settings)
 
         # What we hold.
-        self._disk_pool = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk")
         self._send_pool = ThreadPoolExecutor(_SEND_THREADS, thread_name_prefix="send")
         self.trouble = Trouble(self.metrics, time.monotonic)
-        self.blobs = BlobStore(storage.path, files or Files(), self._disk_pool, clock)
+        self.blobs = BlobStore(storage.path, files or Files(), clock)
         self.records = Records(storage.path / "records", self.trouble)
         self.budget = Budget(storage, self.blobs, self.metrics, clock=clock)
         self.upkeep = Upkeep(storage, self.blobs, self.budget, self.records, self.trouble, self.metrics)
@@ -96,94 +100,96 @@ class Mirror:
         sender = Sender(self._send_pool, timeouts.client)
         self._registry = RegistryApi(router, self._manifests, blobs, sender, timeouts.first_byte)
         self._admin = AdminApi(self.metrics, self.trouble, lambda: self.traffic.draining)
-        self._runners: list[web.AppRunner] = []
-        self._upkeep_task: asyncio.Task[None] | None = None
-        self._lock: int | None = None
+        self._listener: web.AppRunner | None = None
+        self._closing = AsyncExitStack()
+        """What is to be let go of, in the reverse order of its making."""
+        self._hurry = asyncio.Event()
+        self._closing.callback(self._send_pool.shutdown, wait=False)
+        self._closing.push_async_callback(self._secrets.close)
+        self._closing.push_async_callback(self._transport.close)
 
     async def start(self) -> None:
-        """Opens the store and listens. Raises StorageError where the data directory is not ours, OSError for a port."""
-        loop = asyncio.get_running_loop()
-        self._lock = await loop.run_in_executor(self._disk_pool, _lock, self.settings.storage.path)
-        clean = await loop.run_in_executor(self._disk_pool, self._open_store)
-        if not clean:
-            _log.warning("the last stop was not clean; the youngest blobs are verified before they are served")
-        await self.upkeep.begin()
-        self._upkeep_task = asyncio.create_task(self.upkeep.run(), name="upkeep")
-        self.admin_port = await self._listen(self._admin_application(), self.settings.admin_listen)
-        self.port = await self._listen(self._registry_application(), self.settings.listen)
+        """Opens the store and listens. Raises StorageError where the data directory is not ours, OSError for a port.
+
+        A start that fails or is cancelled leaves nothing open.
+        """
+        try:
+            await self._open_store()
+            self._begin_work()
+            self.port = await self._listen(self._registry_application(), self.settings.listen, public=True)
+            self.admin_port = await self._listen(self._admin_application(), self.settings.admin_listen)
+        except BaseException:
+            await self.stop()
+            raise
         self.metrics.start_time.set(time.time())
         _log.info("serving", listen=str(self.settings.listen), port=self.port, admin_port=self.admin_port)
 
     async def stop(self, *, drain: float = 0.0, grace: float = 0.0) -> None:
-        """Says that we are leaving for `drain` seconds, lets transfers run for `grace` seconds, writes state out."""
+        """Says that we are leaving for `drain` seconds, lets transfers run for `grace` seconds, writes state out.
+
+        Idempotent, and safe after a start that went half way.
+        """
         self.traffic.draining = True
-        if drain:
-            await asyncio.sleep(drain)
-        ends = asyncio.get_running_loop().time() + grace
-        await self._finish_requests(grace)
-        await self.downloads.finish(max(0.0, ends - asyncio.get_running_loop().time()))
-        for runner in reversed(self._runners):
-            await runner.cleanup()
-        await self._permissions.close()
-        await self._manifests.close()
-        if self._upkeep_task is not None:
-            self._upkeep_task.cancel()
-            await asyncio.gather(self._upkeep_task, return_exceptions=True)
-        await self.budget.close()
-        await self.upkeep.finish()
-        await self._close_store()
-        await self._transport.close()
-        await self._secrets.close()
+        if self._listener is not None:
+            await self._unless_hurried(asyncio.Event().wait(), drain)
+            ends = asyncio.get_running_loop().time() + grace
+            await self._finish_requests(self._listener, grace)
+            await self._finish_downloads(max(0.0, ends - asyncio.get_running_loop().time()))
+        await self._closing.aclose()
 
-    def _open_store(self) -> bool:
-        try:
-            clean = self.blobs.open()
-        except OSError as error:
-            raise StorageError(f"cannot use {self.settings.storage.path}: {error.strerror or error}") from error
-        self.records.open()
-        return clean
+    def hurry(self) -> None:
+        """Cuts the waiting of a running `stop` short; what is to be written still is."""
+        self._hurry.set()
 
-    async def _close_store(self) -> None:
+    # Starting.
+
+    async def _open_store(self) -> None:
+        path, threads = self.settings.storage.path, Threads("lock", 1)
+        self._closing.callback(threads.close)
+        lock = await threads.run(DataLock.take, path, unwanted=DataLock.release)
+        self._closing.callback(lock.release)
+        self._closing.push_async_callback(self.cache.close)
+        self._closing.push_async_callback(self.records.close)
+        self._closing.push_async_callback(self._close_blobs)
         try:
-            await self.blobs.run(self.blobs.close)
+            clean = await self.blobs.open()
         except StorageError as error:
-            self.trouble.note("blobs", error)
-        await self.records.close()
-        await self.cache.close()
-        self._send_pool.shutdown(wait=False)
-        self._disk_pool.shutdown(wait=True)
-        if self._lock is not None:
-            os.close(self._lock)
+            raise StorageError(f"cannot use {path}: {error.message}") from error
+        if not clean:
+            _log.warning("the last stop was not clean; the youngest blobs are verified before they are served")
+        await self.records.open()
+        await self.upkeep.begin()
 
-    async def _finish_requests(self, grace: float) -> None:
-        """Closes the listener and idle connections, then waits for those who are being served."""
-        if len(self._runners) > 1:
-            runner = self._runners[-1]
-            for site in list(runner.sites):
-                await site.stop()
-            if runner.server is not None:
-                runner.server.pre_shutdown()
-        try:
-            async with asyncio.timeout(grace):
-                await self.traffic.idle()
-        except TimeoutError:
-            _log.warning("some transfers did not finish in time", grace=grace)
+    def _begin_work(self) -> None:
+        task = asyncio.create_task(self.upkeep.run(), name="upkeep")
 
-    async def _listen(self, application: web.Application, address: Address) -> int:
+        async def end_upkeep() -> None:
+            task.cancel()
+            await asyncio.wait([task])
+            await self.budget.close()
+            await self.upkeep.finish()
+
+        self._closing.push_async_callback(end_upkeep)
+        self._closing.push_async_callback(self._manifests.close)
+        self._closing.push_async_callback(self._permissions.close)
+
+    async def _listen(self, application: web.Application, address: Address, *, public: bool = False) -> int:
         runner = web.AppRunner(
             application,
             access_log=None,
             handler_cancellation=True,
             keepalive_timeout=_KEEPALIVE_SECONDS,
-            shutdown_timeout=0.1,
+            shutdown_timeout=_CANCEL_SECONDS,
         )
+        self._closing.push_async_callback(runner.cleanup)
         await runner.setup()
-        self._runners.append(runner)
         site = web.TCPSite(runner, address.host, address.port, backlog=_BACKLOG)
         try:
             await site.start()
         except OSError as error:
-            raise OSError(f"cannot listen on {address}: {error.strerror or error}") from error
+            raise OSError(f"cannot listen on {address}: {_reason(error)}") from error
+        if public:
+            self._listener = runner
         port: int = runner.addresses[0][1]
         return port
 
@@ -198,50 +204,86 @@ class Mirror:
         self._admin.add_routes(application)
         return application
 
+    # Stopping.
+
+    async def _finish_requests(self, listener: web.AppRunner, grace: float) -> None:
+        """Closes the listener and idle connections, then waits for those who are being served."""
+        for site in list(listener.sites):
+            await site.stop()
+        if listener.server is not None:
+            listener.server.pre_shutdown()
+        if not await self._unless_hurried(self.traffic.idle(), grace):
+            _log.warning("some transfers did not finish in time", grace=grace)
+        await listener.cleanup()  # cuts them off
+
+    async def _finish_downloads(self, grace: float) -> None:
+        await self._unless_hurried(self.downloads.finish(grace), grace)
+        try:
+            async with asyncio.timeout(_HANGING_SECONDS):
+                await self.downloads.finish(0)
+        except TimeoutError:
+            _log.warning("some downloads could not be stopped: the disk does not answer")
+
+    async def _close_blobs(self) -> None:
+        try:
+            await self.blobs.close()
+        except StorageError as error:
+            self.trouble.note("blobs", error)
+
+    async def _unless_hurried(self, event: Awaitable[object], seconds: float) -> bool:
+        """Waits for `event`, but for `seconds` at most, and no longer once there is a hurry; whether it came."""
+        waits = [asyncio.ensure_future(event), asyncio.ensure_future(self._hurry.wait())]
+        try:
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            return waits[0].done()
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
 
 def serve(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code. Raises StorageError and OSError where it cannot start."""
     _keep_freed_memory()
     metrics = Metrics()
     log.configure(level=settings.log_level, metrics_dropped=metrics.log_lines_dropped)
-    return asyncio.run(_serve(Mirror, settings, metrics))
+    return asyncio.run(_serve(settings, metrics))
 
 
-async def _serve(make: type[Mirror], settings: Settings, metrics: Metrics) -> int:
-    stopping = asyncio.Event()
+async def _serve(settings: Settings, metrics: Metrics) -> int:
+    mirror, stopping = Mirror(settings, metrics=metrics), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    mirror = make(settings, metrics=metrics)
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    # A second Ctrl-C means now. A second SIGTERM does not: it may be the same one, sent to us and to our group.
+    loop.add_signal_handler(signal.SIGINT, lambda: mirror.hurry() if stopping.is_set() else stopping.set())
     _log.info("starting", version=__version__, data=str(settings.storage.path))
-    try:
-        await mirror.start()
-        await stopping.wait()
+    starting, stop = asyncio.create_task(mirror.start()), asyncio.create_task(stopping.wait())
+    await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        await starting
+        await stop
         _log.info("stopping", grace=settings.shutdown_grace)
         await mirror.stop(drain=settings.drain_delay, grace=settings.shutdown_grace)
-    except BaseException:
-        await mirror.stop()
-        raise
+    else:
+        starting.cancel()
+        await asyncio.wait([starting])
     _log.info("stopped")
+    _leave_hanging_threads_behind()
     return 0
 
 
-def _lock(path: Path) -> int:
-    """Keeps a second process out of the data directory. Blocks. Raises StorageError."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StorageError(f"cannot use {path} as data directory: {error.strerror or error}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
-        os.close(fd)
-        raise StorageError(f"{path} is in use by {holder}") from None
-    os.truncate(fd, 0)
-    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return fd
+def _leave_hanging_threads_behind() -> None:
+    """Everything is written: a thread that no disk and no name server ever answers does not keep the process."""
+    timer = threading.Timer(_HANGING_SECONDS, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
+
+
+def _reason(error: OSError) -> str:
+    """Why a port cannot be had, without the address that asyncio puts into its message."""
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
 
 
 def _keep_freed_memory() -> None:

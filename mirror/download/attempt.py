@@ -243,7 +243,7 @@ class Attempt:
             return False
         blobs, encoded = self._tools.cache.blobs, track.spool
         try:
-            inside = await blobs.run(_gunzip, encoded)
+            inside = await blobs.run(_gunzip, encoded, holding=encoded.file)
             if inside is None or not self._digest.matches(inside):
                 return False
             self._spool = await blobs.create_spool(self._digest, self.culprit.upstream.host)
@@ -266,6 +266,7 @@ class Attempt:
             cache.trouble.note("blobs", error)
             return
         self._spool = None
+        self._end_reservation()  # its bytes count as a blob from now on
         cache.trouble.clear("blobs")
         upstream = self.culprit.upstream
         if self._is_from_one_host:

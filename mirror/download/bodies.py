@@ -239,7 +239,7 @@ class AloneBody:
         chunk = await self._fetch.next()
         if chunk is None:
             raise UpstreamCorrupt(f"{self._fetch.digest} is shorter than the upstream said")
-        await self._tools.cache.blobs.run(self._hasher.update, chunk)
+        await self._tools.cache.blobs.compute(self._hasher.update, chunk)
         self._tools.metrics.bypass_bytes.labels(upstream=self._label, reason="alone").inc(len(chunk))
         self._buffer += chunk
         self._received += len(chunk)

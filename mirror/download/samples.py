@@ -29,11 +29,7 @@ class Sample:
 async def sample_of_file(blobs: BlobStore, file: SharedFile, length: int, *, verified: bool = True) -> Sample:
     """At most 4 KiB from a random place in the first `length` bytes. Raises StorageError."""
     offset = secrets.randbelow(max(1, length - _BYTES + 1))
-    held = file.hold()
-    try:
-        data = await blobs.run(held.files.read, held.fd, min(_BYTES, length - offset), offset)
-    finally:
-        held.release()
+    data = await blobs.read(file, min(_BYTES, length - offset), offset)
     return Sample(offset, data, verified)
 
 

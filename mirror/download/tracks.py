@@ -169,7 +169,7 @@ class WindowTrack(Track):
         """Hashes in the pool and holds the bytes, making room by forgetting what the fastest reader has taken."""
         data = b"".join(pieces)
         await self._make_room(len(data))
-        await self._blobs.run(self._hasher.update, data)
+        await self._blobs.compute(self._hasher.update, data)
         end = self.written + len(data)
         self._window.append(WindowPiece(self.written, data, self._hasher.copy(), end))
         self._bytes += len(data)

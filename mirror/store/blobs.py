@@ -4,139 +4,111 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import os
-import secrets
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
 from mirror.oci.digest import Digest
-from mirror.oci.errors import DigestInvalid, StorageError
-from mirror.store.files import Files, SharedFile
+from mirror.oci.errors import StorageError
+from mirror.singleflight import SingleFlight
+from mirror.store.files import Files, SharedFile, write_some
+from mirror.store.shelves import DIRECTORIES, BlobEntry, Directory, Shelves
+from mirror.store.spools import Leftover, Spool, origin_of, parse_spool_name, read_pieces, spool_name
+from mirror.store.threads import Threads
 from mirror.store.unsettled import Unsettled
 
+__all__ = ["BlobEntry", "BlobStore", "Directory", "Leftover", "Spool", "is_full"]
+
 T = TypeVar("T")
-Directory = tuple[str, str]
-_READ_PIECE = 1 << 20
+_READ_THREADS = 8
+_WRITE_THREADS = 8
+_HASH_THREADS = min(8, os.cpu_count() or 1)
 _RESUMABLE = 1 << 20
 """Bytes; a shorter leftover spool costs less to fetch again than to keep."""
+_MOST_USES = 200_000
+_PROBE_BYTES = 4096
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class BlobEntry:
-    """A blob as the scan saw it: its length in bytes and its last use in seconds since the epoch."""
-
-    digest: Digest
-    size: int
-    used_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Leftover:
-    """A spool of an earlier process; `origin` stands for the upstream host that its `size` bytes came from."""
-
-    path: Path
-    size: int
-    origin: str
-
-
-class Spool:
-    """A blob being written: an append-only file with a running hash. Its methods block, one call at a time."""
-
-    def __init__(self, digest: Digest, path: Path, file: SharedFile) -> None:
-        self.digest = digest
-        self.path = path
-        self.file = file
-        self.hasher = digest.hasher()
-        self.written = 0
-
-    def append(self, pieces: Sequence[bytes]) -> None:
-        """Writes and hashes `pieces`. Raises OSError; then `written` still tells what is whole and hashed."""
-        for piece in pieces:
-            view = memoryview(piece)
-            done = 0
-            while done < len(view):
-                done += self.file.files.write(self.file.fd, view[done:], self.written + done)
-            self.hasher.update(piece)
-            self.written += len(piece)
-
-    def take_over(self) -> None:
-        """Hashes what an earlier process left in the file. Raises OSError."""
-        for piece in read_pieces(self.file):
-            self.hasher.update(piece)
-            self.written += len(piece)
-
-    def read_all(self) -> bytes:
-        """Everything written so far; only for small blobs."""
-        return b"".join(read_pieces(self.file))
 
 
 class BlobStore:
     """The blob files under `<root>/blobs` and the spools under `<root>/spool`.
 
-    The coroutines run their file calls in a pool of their own and raise StorageError where the disk fails. What a use
+    The coroutines do their file calls in threads. They raise StorageError where the disk fails, or does not answer for
+    `patience` seconds while a client waits. Reading never waits behind writing, nor hashing behind either. What a use
     changes (mtime) is noted in memory and written in batches by `flush_uses`: serving a blob writes nothing.
     """
 
     def __init__(
-        self, root: Path, files: Files, pool: ThreadPoolExecutor, clock: Callable[[], float] = time.time
+        self, root: Path, files: Files, clock: Callable[[], float] = time.time, *, patience: float = 10.0
     ) -> None:
         self.root = root
         self.files = files
-        self.moves: dict[Directory, int] = defaultdict(int)
-        """Commits and removals so far by directory, so that a scan notices what moved under it."""
-        self.balance: dict[Directory, int] = defaultdict(int)
-        """Bytes that came minus bytes that went since this process began, by directory."""
-        self.net = 0
-        """The sum of `balance`."""
         self.leftovers: dict[Digest, Leftover] = {}
         """Spools of an earlier process: resumed when wanted, removed when in the way."""
-        self._pool = pool
         self._clock = clock
-        self._uses: dict[Digest, float] = {}
-        self._moving = threading.Lock()
+        self._patience = patience
+        self._reading = Threads("disk-read", _READ_THREADS)
+        self._writing = Threads("disk-write", _WRITE_THREADS)
+        self._hashing = Threads("hash", _HASH_THREADS)
         self._unsettled = Unsettled(root / "unsettled", files)
+        self._shelves = Shelves(root, files, self._unsettled, self._share)
+        self._verifying = SingleFlight()
+        self._uses: dict[Digest, float] = {}
+        self._opened = False
+        self._closing = False
 
-    # Once, before serving; these block.
+    # Once.
 
-    def open(self) -> bool:
+    async def open(self) -> bool:
         """Makes the directories, reads what an unclean stop left. Returns whether the last stop was clean.
 
-        Raises OSError where the directory cannot be used at all.
+        Raises StorageError where the directory cannot be used at all.
         """
-        for part in ("blobs/sha256", "blobs/sha512", "spool"):
-            self.files.mkdir(self.root / part)
-        unsettled = self._unsettled.load()
-        for name, size, _ in self.files.scan(self.root / "spool"):
-            digest, origin = _parse_spool_name(name)
-            path = self.root / "spool" / name
-            if digest is None or size < _RESUMABLE or digest in self.leftovers:
-                self.files.unlink(path)
-            else:
-                self.leftovers[digest] = Leftover(path, size, origin)
-        return unsettled == 0
+        clean = await self._writing.run(self._open)
+        self._opened = True
+        return clean
 
-    def close(self) -> None:
-        """After the last commit: a clean stop leaves nothing to be verified."""
-        self._unsettled.clear()
+    async def close(self, limit: float = 5.0) -> None:
+        """After the last download: a clean stop leaves nothing to be verified. Raises StorageError.
+
+        Waits for what still runs, but not for longer than `limit` seconds: a disk that hangs stops nobody from leaving.
+        """
+        self._closing = True
+        await self._verifying.close()
+        pools = (self._reading, self._writing, self._hashing)
+        try:
+            async with asyncio.timeout(limit):
+                await asyncio.gather(*(pool.idle() for pool in pools))
+                if self._opened:
+                    await self._writing.run(self._unsettled.clear)
+        except TimeoutError:
+            raise StorageError("the disk does not answer") from OSError(errno.ETIMEDOUT, "no answer in time")
+        finally:
+            self._opened = False
+            for pool in pools:
+                pool.close()
 
     # What is held.
+
+    @property
+    def net(self) -> int:
+        """Bytes of blobs that came minus bytes that went since this process began."""
+        return self._shelves.net
 
     async def open_blob(self, digest: Digest) -> SharedFile | None:
         """The blob's file, or None where it is not held. Its first holder is the caller.
 
-        A blob committed shortly before an unclean stop is hashed first, and removed if its bytes are wrong.
+        A blob committed shortly before an unclean stop is hashed first, once for all who ask, and removed if its bytes
+        are wrong. Where that takes long the blob counts as not held meanwhile.
         """
-        return await self._run_to_end(self._open_blob, digest, let_go=_let_go)
+        if digest in self._unsettled and not await self._verified(digest):
+            return None
+        return await self._reading.run(self._shelves.open, digest, limit=self._patience, unwanted=_release)
 
     async def remove(self, digest: Digest, *, unless_used_after: float | None = None) -> int:
         """Unlinks a blob; whoever is being sent it still reads on. Returns the bytes it had.
@@ -145,11 +117,14 @@ class BlobStore:
         """
         if unless_used_after is not None and self._uses.get(digest, 0.0) > unless_used_after:
             return 0
-        return await self._run(self._remove, digest, unless_used_after)
+        return await self._writing.run(self._shelves.remove, digest, unless_used_after)
 
     def touch(self, digest: Digest) -> None:
         """Notes a use now."""
+        self._uses.pop(digest, None)
         self._uses[digest] = self._clock()
+        if len(self._uses) > _MOST_USES:  # they cannot be written: the oldest matters least
+            del self._uses[next(iter(self._uses))]
 
     def as_used(self, entry: BlobEntry) -> BlobEntry:
         """The entry with the later of its file's time and the use noted in memory."""
@@ -158,231 +133,189 @@ class BlobStore:
 
     @property
     def unflushed(self) -> int:
-        """Uses noted since the last flush."""
+        """Uses noted and not yet written."""
         return len(self._uses)
 
     async def flush_uses(self) -> None:
-        """Writes the noted uses as mtimes."""
-        uses, self._uses = self._uses, {}
-        await self._run(self._write_uses, uses)
+        """Writes the noted uses as mtimes; until they are written they stay noted. Raises StorageError."""
+        uses = dict(self._uses)
+        await self._writing.run(self._shelves.used, uses)
+        for digest, used_at in uses.items():
+            if self._uses.get(digest) == used_at:
+                del self._uses[digest]
+
+    def directories(self) -> tuple[Directory, ...]:
+        """Every directory that may hold blobs."""
+        return DIRECTORIES
+
+    async def scan(self, directory: Directory) -> tuple[list[BlobEntry], int]:
+        """The blobs in one directory, and its part of `net` at the same moment. Raises StorageError."""
+        return await self._writing.run(self._shelves.scan, directory)
 
     # Spools.
 
     async def create_spool(self, digest: Digest, host: str) -> Spool:
-        """A new, empty spool of a blob that comes from the upstream `host`."""
-        return await self._run_to_end(self._create_spool, digest, host, let_go=self._forget)
+        """A new, empty spool for bytes from the upstream `host`."""
+        return await self._writing.run(
+            self._create_spool, digest, host, limit=self._patience, unwanted=self._throw_away
+        )
 
     def has_leftover(self, digest: Digest, host: str) -> bool:
         """Whether an earlier process left a spool of this blob from the upstream `host`."""
         leftover = self.leftovers.get(digest)
-        return leftover is not None and leftover.origin == _origin(host)
+        return leftover is not None and leftover.origin == origin_of(host)
 
     def take_leftover(self, digest: Digest, host: str) -> Leftover | None:
-        """What `has_leftover` tells of. From now on it is the caller's, to resume or to discard."""
+        """What `has_leftover` tells of. From now on it is the caller's, to resume, to discard or to put back."""
         return self.leftovers.pop(digest) if self.has_leftover(digest, host) else None
 
     async def resume_spool(self, digest: Digest, leftover: Leftover) -> Spool:
-        """A leftover as a spool, hashed as far as it goes. Raises StorageError."""
-        return await self._run_to_end(self._resume_spool, digest, leftover.path, let_go=_close)
+        """A leftover as a spool, hashed as far as it goes. Raises StorageError.
+
+        Where hashing it would keep a client waiting it is put back instead, with an error that is none of the disk's.
+        """
+        try:
+            return await self._writing.run(
+                self._take_over,
+                digest,
+                leftover.path,
+                limit=self._patience / 4,
+                unwanted=lambda spool: self._give_back(spool, leftover),
+            )
+        except StorageError as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise StorageError("it takes longer to read than a client may wait") from None
+            raise
 
     def put_back(self, digest: Digest, leftover: Leftover) -> None:
         """A leftover that was taken and could not be used this time."""
         self.leftovers.setdefault(digest, leftover)
 
     async def append(self, spool: Spool, pieces: Sequence[bytes]) -> None:
-        """Spool.append in the pool."""
-        await self._run_to_end(spool.append, pieces)
+        """Spool.append in a thread; after an error the spool stays as it is, unless the disk was only full.
+
+        Raises StorageError.
+        """
+        try:
+            await self._writing.run(spool.append, pieces, limit=self._patience, holding=spool.file)
+        except StorageError as error:
+            if not is_full(error):
+                spool.give_up()
+            raise
 
     async def commit(self, spool: Spool) -> None:
         """Makes the spool the blob: on the disk, then visible under its digest. The caller has verified the hash."""
-        await self._run_to_end(self._commit, spool)
+        await self._writing.run(self._shelves.place, spool, holding=spool.file)
+        if spool.digest in self.leftovers:
+            await self.discard_leftover(spool.digest)
 
     async def discard(self, left: Spool | Leftover) -> None:
         """Removes the spool's file; readers that hold it read on."""
-        await self._run_to_end(self.files.unlink, left.path)
+        await self._writing.run(self.files.unlink, left.path)
 
     async def discard_leftover(self, digest: Digest) -> int:
         """Removes a leftover spool; returns the bytes it had."""
-        leftover = self.leftovers.pop(digest)
+        leftover = self.leftovers[digest]
         await self.discard(leftover)
+        self.leftovers.pop(digest, None)
         return leftover.size
 
-    # Scanning.
-
-    def directories(self) -> list[Directory]:
-        """Every directory that may hold blobs, as (algorithm, first two hex digits)."""
-        return [(algorithm, f"{prefix:02x}") for algorithm in ("sha256", "sha512") for prefix in range(256)]
-
-    async def scan(self, directory: Directory) -> list[BlobEntry]:
-        """The blobs in one directory."""
-        return await self._run(self._scan, directory)
+    # The disk, and work for others.
 
     async def free(self) -> tuple[int, int]:
         """Free and total bytes of the file system."""
-        return await self._run(self.files.free, self.root)
+        return await self._writing.run(self.files.free, self.root)
 
-    async def run(self, work: Callable[..., T], *arguments: object) -> T:
-        """Runs a blocking call of `files` in the pool. Raises StorageError from an OSError."""
-        return await self._run(work, *arguments)
+    async def probe(self) -> None:
+        """Writes and removes a small file. Raises StorageError while the disk does not work."""
+        await self._writing.run(self._probe, limit=self._patience)
 
-    def share(self, fd: int, size: int) -> SharedFile:
-        """A descriptor as a file whose last holder closes it in the pool."""
-        return SharedFile(fd, size, self.files, self._pool)
+    async def read(self, file: SharedFile, count: int, offset: int) -> bytes:
+        """At most `count` bytes of a file that the caller holds. Raises StorageError."""
+        return await self._reading.run(self.files.read, file.fd, count, offset, limit=self._patience, holding=file)
 
-    # In the pool's threads.
+    async def run(self, work: Callable[..., T], *arguments: object, holding: SharedFile | None = None) -> T:
+        """Blocking work that reads, on a file that stays open meanwhile. Raises StorageError from an OSError."""
+        return await self._reading.run(work, *arguments, holding=holding)
 
-    async def _run(self, work: Callable[..., T], *arguments: object) -> T:
+    async def compute(self, work: Callable[..., T], *arguments: object) -> T:
+        """Work of the processor alone, off the loop; no disk can hold it up."""
+        return await self._hashing.run(work, *arguments)
+
+    # Inside; the plain functions run in threads.
+
+    def _share(self, fd: int, size: int) -> SharedFile:
+        return SharedFile(fd, size, self.files, self._writing.submit)
+
+    async def _verified(self, digest: Digest) -> bool:
+        """Whether the blob's bytes are right, as far as that can be told in time."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
-        except OSError as error:
-            raise _failed(error) from error
+            async with asyncio.timeout(self._patience):
+                return await self._verifying.run(digest, lambda: self._writing.run(self._verify, digest))
+        except TimeoutError:
+            return False
 
-    async def _run_to_end(
-        self, work: Callable[..., T], *arguments: object, let_go: Callable[[T], Awaitable[None]] | None = None
-    ) -> T:
-        """As _run; whoever is cancelled meanwhile waits for the thread first, so that nothing is torn from its hands.
+    def _verify(self, digest: Digest) -> bool:
+        intact = self._shelves.settle(digest, lambda file: self._matches(digest, file))
+        if not intact:
+            _log.warning("a blob did not survive the last stop; it is fetched again", digest=str(digest))
+        return intact
 
-        What the work has then acquired for nobody, `let_go` takes back.
-        """
-        step = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
-        interruption: asyncio.CancelledError | None = None
-        while not step.done():
-            try:
-                await asyncio.wait([step])
-            except asyncio.CancelledError as error:
-                interruption = error
-        try:
-            result = step.result()
-            if interruption is not None and let_go is not None:
-                await let_go(result)
-        except OSError as error:
-            if interruption is None:
-                raise _failed(error) from error
-        if interruption is not None:
-            raise interruption
-        return result
-
-    async def _forget(self, spool: Spool) -> None:
-        spool.file.release()
-        try:
-            await self.discard(spool)
-        except StorageError:
-            pass  # removed at the next start
-
-    def _path(self, digest: Digest) -> Path:
-        return self.root / "blobs" / digest.algorithm / digest.hex[:2] / digest.hex
-
-    def _open_blob(self, digest: Digest) -> SharedFile | None:
-        try:
-            fd = self.files.open(self._path(digest), os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        try:
-            file = self.share(fd, self.files.size(fd))
-            if digest not in self._unsettled or self._verify(digest, file):
-                return file
-        except BaseException:
-            self.files.close(fd)
-            raise
-        self.files.close(fd)
-        return None
-
-    def _verify(self, digest: Digest, file: SharedFile) -> bool:
+    def _matches(self, digest: Digest, file: SharedFile) -> bool:
         hasher = digest.hasher()
         for piece in read_pieces(file):
+            if self._closing:
+                raise OSError(errno.ECANCELED, "the store is being closed")
             hasher.update(piece)
-        if hasher.hexdigest() == digest.hex:
-            self._unsettled.settle(digest)
-            return True
-        _log.warning("a blob did not survive the last stop; it is fetched again when wanted", digest=str(digest))
-        self._remove(digest)
-        self._unsettled.settle(digest)
-        return False
+        return hasher.hexdigest() == digest.hex
 
-    def _remove(self, digest: Digest, unless_used_after: float | None = None) -> int:
-        path = self._path(digest)
-        try:
-            status = self.files.stat(path)
-        except FileNotFoundError:
-            return 0
-        if unless_used_after is not None and status.st_mtime > unless_used_after:
-            return 0
-        self.files.unlink(path)
-        self._moved(digest, -status.st_size)
-        return status.st_size
-
-    def _moved(self, digest: Digest, size: int) -> None:
-        directory = (digest.algorithm, digest.hex[:2])
-        with self._moving:
-            self.moves[directory] += 1
-            self.balance[directory] += size
-            self.net += size
-
-    def _write_uses(self, uses: dict[Digest, float]) -> None:
-        for digest, used_at in uses.items():
-            try:
-                self.files.utime(self._path(digest), used_at)
-            except FileNotFoundError:
-                continue
+    def _open(self) -> bool:
+        for part in ("blobs/sha256", "blobs/sha512", "spool"):
+            self.files.mkdir(self.root / part)
+        unsettled = self._unsettled.load()
+        self.files.fsync_directory(self.root)
+        for name, size, _ in self.files.scan(self.root / "spool"):
+            digest, origin = parse_spool_name(name)
+            path = self.root / "spool" / name
+            if digest is None or size < _RESUMABLE or digest in self.leftovers or self._shelves.size(digest):
+                self.files.unlink(path)
+            else:
+                self.leftovers[digest] = Leftover(path, size, origin)
+        return unsettled == 0
 
     def _create_spool(self, digest: Digest, host: str) -> Spool:
-        name = f"{digest.algorithm}-{digest.hex}.{_origin(host)}.{secrets.token_hex(4)}"
-        path = self.root / "spool" / name
+        path = self.root / "spool" / spool_name(digest, host)
         fd = self.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        return Spool(digest, path, self.share(fd, 0))
+        return Spool(digest, path, self._share(fd, 0))
 
-    def _resume_spool(self, digest: Digest, path: Path) -> Spool:
+    def _take_over(self, digest: Digest, path: Path) -> Spool:
         fd = self.files.open(path, os.O_RDWR)
         try:
-            spool = Spool(digest, path, self.share(fd, 0))
+            spool = Spool(digest, path, self._share(fd, 0))
             spool.take_over()
         except BaseException:
             self.files.close(fd)
+            self.files.unlink(path)
             raise
         return spool
 
-    def _commit(self, spool: Spool) -> None:
-        path = self._path(spool.digest)
-        if not path.parent.is_dir():
-            self.files.mkdir(path.parent)
-            self.files.fsync_directory(path.parent.parent)
-        self.files.fsync(spool.file.fd)
-        self._unsettled.add(spool.digest)
-        self._remove(spool.digest)  # one that we could not read; no reader loses it, names are not files
-        self.files.rename(spool.path, path)
-        self._moved(spool.digest, spool.written)
-        self.files.fsync_directory(path.parent)
+    def _give_back(self, spool: Spool, leftover: Leftover) -> None:
+        spool.file.release()
+        self.put_back(spool.digest, leftover)
 
-    def _scan(self, directory: Directory) -> list[BlobEntry]:
-        algorithm, prefix = directory
-        entries = []
-        for name, size, used_at in self.files.scan(self.root / "blobs" / algorithm / prefix):
-            try:
-                entries.append(BlobEntry(Digest.parse(f"{algorithm}:{name}"), size, used_at))
-            except DigestInvalid:
-                continue  # not ours; never touched
-        return entries
+    def _throw_away(self, spool: Spool) -> None:
+        spool.file.release()
+        self._writing.submit(self.files.unlink, spool.path)
 
-
-def _failed(error: OSError) -> StorageError:
-    return StorageError(f"the disk failed: {error.strerror or error}")
-
-
-async def _close(spool: Spool) -> None:
-    spool.file.release()
-
-
-async def _let_go(file: SharedFile | None) -> None:
-    if file is not None:
-        file.release()
-
-
-def read_pieces(file: SharedFile) -> Iterator[bytes]:
-    """The file's bytes from its start, in pieces. Blocks. Raises OSError."""
-    offset = 0
-    while piece := file.files.read(file.fd, _READ_PIECE, offset):
-        offset += len(piece)
-        yield piece
+    def _probe(self) -> None:
+        path = self.root / "spool" / "probe"
+        fd = self.files.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            write_some(self.files, fd, bytes(_PROBE_BYTES), 0)
+            self.files.fsync(fd)
+        finally:
+            self.files.close(fd)
+        self.files.unlink(path)
 
 
 def is_full(error: StorageError) -> bool:
@@ -391,15 +324,6 @@ def is_full(error: StorageError) -> bool:
     return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _origin(host: str) -> str:
-    """A short name for an upstream host that fits into a file name; only its equality matters."""
-    return hashlib.sha256(host.encode()).hexdigest()[:16]
-
-
-def _parse_spool_name(name: str) -> tuple[Digest | None, str]:
-    encoded, _, rest = name.partition(".")
-    algorithm, _, hex_digits = encoded.partition("-")
-    try:
-        return Digest.parse(f"{algorithm}:{hex_digits}"), rest.partition(".")[0]
-    except DigestInvalid:
-        return None, ""
+def _release(file: SharedFile | None) -> None:
+    if file is not None:
+        file.release()

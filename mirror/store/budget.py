@@ -13,7 +13,8 @@ from mirror.config import Storage
 from mirror.metrics import Metrics
 from mirror.oci.errors import StorageError
 from mirror.singleflight import SingleFlight
-from mirror.store.blobs import BlobEntry, BlobStore, Directory
+from mirror.store.blobs import BlobStore
+from mirror.store.shelves import BlobEntry
 from mirror.store.victims import Oldest
 
 _RESERVE_SECONDS = 2.0
@@ -39,8 +40,8 @@ class Reservation:
 class Budget:
     """Holds `max_size` over blobs, reserved spools and records, and `min_free` over the file system.
 
-    Until the first scan has counted the blobs, `committed` is what the last process wrote down; without that nothing
-    is reserved, and fills pass through for the seconds that the scan takes.
+    Until the first scan has counted the blobs, `committed` is what the last process wrote down: good enough to refuse
+    by, never a reason to evict. Without it the first fills wait for the scan, for as long as they wait for room.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Budget:
         self._victims: deque[BlobEntry] = deque()
         self._one_at_a_time = asyncio.Lock()
         self._scans = SingleFlight()
-        self._known = asyncio.Event()
+        self._known = False
         self.counted = False
         """Whether a scan of this process has counted the blobs."""
         self.records = 0
@@ -70,11 +71,14 @@ class Budget:
         return max(0, self._base + self._blobs.net)
 
     @property
+    def reserved(self) -> int:
+        """Bytes promised to fills under way."""
+        return sum(held.size for held in self._reservations)
+
+    @property
     def used(self) -> int:
         """Bytes that count against `max_size`: blobs, everything reserved, leftover spools and records."""
-        reserved = sum(held.size for held in self._reservations)
-        leftover = sum(leftover.size for leftover in self._blobs.leftovers.values())
-        return self.committed + reserved + leftover + self.records
+        return self.committed + self.reserved + self._left_over + self.records
 
     @property
     def above_watermark(self) -> int:
@@ -90,7 +94,7 @@ class Budget:
         """Takes the last process's word for the bytes held, until the first scan."""
         if not self.counted:
             self._base = committed - self._blobs.net
-            self._known.set()
+            self._known = True
 
     # Room.
 
@@ -103,7 +107,8 @@ class Budget:
             return None
         try:
             async with asyncio.timeout(_RESERVE_SECONDS):
-                await self._known.wait()
+                if not self._known:
+                    await self.scan(self.above_watermark)
                 async with self._one_at_a_time:
                     return await self._reserve(size)
         except (TimeoutError, StorageError) as error:
@@ -119,6 +124,7 @@ class Budget:
             return False
         self._reservations.discard(more)
         reservation.size = size
+        self.show()
         return True
 
     async def make_room(self, need: int, reason: str) -> int:
@@ -127,14 +133,16 @@ class Budget:
         Raises StorageError.
         """
         freed = await self._drop_leftovers(need)
-        rescanned = False
+        scanned_in_vain = False
         while freed < need:
             if self._victims:
-                freed += await self.evict(self._victims.popleft(), reason)
-            elif rescanned:
+                size = await self.evict(self._victims.popleft(), reason)
+                freed += size
+                scanned_in_vain = scanned_in_vain and not size
+            elif scanned_in_vain:
                 break
             else:
-                rescanned = True
+                scanned_in_vain = True
                 await self.scan(max(need - freed, self.above_watermark))
         self.show()
         return freed
@@ -170,11 +178,15 @@ class Budget:
 
     # Inside.
 
+    @property
+    def _left_over(self) -> int:
+        return sum(leftover.size for leftover in self._blobs.leftovers.values())
+
     async def _scan(self, need: int) -> None:
         base = objects = 0
         oldest = Oldest(need)
         for directory in self._blobs.directories():
-            entries, balance = await self._scan_settled(directory)
+            entries, balance = await self._blobs.scan(directory)
             base -= balance
             objects += len(entries)
             for entry in map(self._blobs.as_used, entries):
@@ -182,30 +194,29 @@ class Budget:
                 oldest.offer(entry)
         self._base = base
         self._victims = deque(oldest.chosen())
-        self.counted = True
-        self._known.set()
+        self.counted = self._known = True
         self._metrics.cache_objects.labels(kind="blob").set(objects)
         self.show()
 
-    async def _scan_settled(self, directory: Directory) -> tuple[list[BlobEntry], int]:
-        """A directory's blobs, and its balance at that moment."""
-        for _ in range(3):
-            moves, balance = self._blobs.moves[directory], self._blobs.balance[directory]
-            entries = await self._blobs.scan(directory)
-            if self._blobs.moves[directory] == moves:
-                break
-        return entries, balance
-
     async def _reserve(self, size: int) -> Reservation | None:
-        for reason, shortfall in (("budget", self._over_budget(size)), ("min_free", await self._below_free(size))):
-            if shortfall > 0 and await self.make_room(shortfall, reason) < shortfall:
-                return None
-        if self._over_budget(size) > 0:  # somebody else's bytes came meanwhile
+        if self._over_budget(size) > 0 and not self.counted:
+            await self.scan(self._over_budget(size))
+        await self._make_room_for(self._over_budget(size), "budget")
+        short_of_free = await self._below_free(size)
+        if short_of_free > 0:
+            await self._make_room_for(short_of_free, "min_free")
+            short_of_free = await self._below_free(size)
+        if short_of_free > 0 or self._over_budget(size) > 0:
             return None
         reservation = Reservation(self, size)
         self._reservations.add(reservation)
         self.show()
         return reservation
+
+    async def _make_room_for(self, shortfall: int, reason: str) -> None:
+        """Frees `shortfall` bytes, or nothing where all that is held would not be enough."""
+        if 0 < shortfall <= self.committed + self._left_over:
+            await self.make_room(shortfall, reason)
 
     def _over_budget(self, size: int) -> int:
         return self.used + size - self._storage.max_size

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
 from pathlib import Path
-
-Run = Callable[[], None]
 
 
 class Files:
@@ -89,20 +87,28 @@ class Files:
         return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
 
 
+def write_some(files: Files, fd: int, data: bytes | memoryview, offset: int) -> int:
+    """Files.write, where taking nothing is an error, so that whoever writes in a loop comes to an end."""
+    done = files.write(fd, data, offset)
+    if not done and data:
+        raise OSError(errno.EIO, "the file takes no bytes")
+    return done
+
+
 class SharedFile:
     """An open file that closes when its last holder lets go.
 
     A thread that works on the descriptor is a holder: closing it under a running `sendfile` would let the kernel give
-    the number to somebody else's file. Hold and release on the event loop only; the close itself runs in `pool`, since
-    closing the last descriptor of an unlinked file frees its blocks.
+    the number to somebody else's file. Hold and release on the event loop only; the close itself is given to `submit`,
+    which has it done in a thread, since closing the last descriptor of an unlinked file frees its blocks.
     """
 
-    def __init__(self, fd: int, size: int, files: Files, pool: Executor) -> None:
+    def __init__(self, fd: int, size: int, files: Files, submit: Callable[[Callable[[int], None], int], None]) -> None:
         self.fd = fd
         self.size = size
         """Bytes; for a spool, what had been written when the file was shared."""
         self.files = files
-        self._pool = pool
+        self._submit = submit
         self._holders = 1
 
     def hold(self) -> SharedFile:
@@ -113,9 +119,7 @@ class SharedFile:
 
     def release(self) -> None:
         """One holder less; the last one closes the descriptor."""
+        assert self._holders > 0, "released more often than held"
         self._holders -= 1
         if self._holders == 0:
-            try:
-                self._pool.submit(self.files.close, self.fd)
-            except RuntimeError:  # the pool is shut down: nothing is served any more
-                self.files.close(self.fd)
+            self._submit(self.files.close, self.fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 import sqlite3
 import time
@@ -24,13 +25,23 @@ Key = tuple[str, ...]
 SCHEMA = 1
 """Raised when a record's shape changes; records of another schema are moved aside, their content is asked again."""
 
-_BROKEN = (sqlite3.DatabaseError, diskcache.Timeout, OSError, StorageError)
-_LOCK_SECONDS = 5.0
+_LOCK_SECONDS = 1.0
+"""How long a call waits for somebody else's lock on the database."""
+_REST_SECONDS = 5.0
+"""How long a locked database is then left alone: each waiting call would keep a client waiting."""
+_CLOSE_SECONDS = 5.0
+_STEP = 2000
+"""Records dropped at a time: the writer's other work must not wait for long."""
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
 _log = structlog.get_logger()
 
 
 class _PlainDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
-    """Stores text and bytes and refuses to unpickle: a planted row must not run code (CVE-2025-69872)."""
+    """Stores text and bytes, in the database alone, and refuses all else.
+
+    A planted row must neither run code by being unpickled (CVE-2025-69872) nor name a file to be read.
+    """
 
     def put(self, key: object) -> tuple[Any, bool]:
         if type(key) is not str:
@@ -45,139 +56,245 @@ class _PlainDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no type
     def store(self, value: object, read: bool, key: object = diskcache.UNKNOWN) -> tuple[Any, ...]:
         if type(value) is not bytes or read:
             raise StorageError(f"a record's value is bytes, not {type(value).__name__}")
-        stored: tuple[Any, ...] = super().store(value, read, key=key)
-        return stored
+        return 0, diskcache.core.MODE_RAW, None, sqlite3.Binary(value)
 
     def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> object:
-        if mode not in (diskcache.core.MODE_RAW, diskcache.core.MODE_BINARY):
+        if mode != diskcache.core.MODE_RAW or type(value) is not bytes:
             raise StorageError(f"a record is stored in mode {mode}, which is never written here")
-        return super().fetch(mode, filename, value, read)
+        return value
 
 
 class Records:
     """A book of small values by key. Each call runs in the one reader or the one writer thread, never on the loop.
 
     A failing disk is no error here: a read finds nothing, a write is lost and noted in `trouble`, and whatever was
-    written is asked from its upstream again. A database that cannot be read is moved aside and begun anew.
+    written is asked from its upstream again. A database that is damaged is moved aside and begun anew; one that only
+    cannot be reached at the moment is left as it is and tried again by `mend`.
     """
 
     def __init__(self, path: Path, trouble: Trouble) -> None:
         self._path = path
+        self._aside = path.with_name(f"{path.name}.aside")
+        self._database = path / diskcache.core.DBNAME
         self._trouble = trouble
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="records-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="records-write")
         self._cache: Any = None
+        self._opening: asyncio.Task[None] | None = None
+        self._rest_until = 0.0
+        self._closed = False
 
-    def open(self) -> None:
-        """Opens or makes the database. Blocks; called once, before serving. Raises nothing."""
-        try:
-            self._cache = self._writer.submit(self._open_checked).result()
-        except _BROKEN as error:
-            self._trouble.note("records", error)
+    async def open(self) -> None:
+        """Opens or makes the database. Raises nothing."""
+        await self._reopen(None)
+
+    async def mend(self) -> None:
+        """Tries again where the database could not be opened."""
+        if self._cache is None:
+            await self._reopen(None)
 
     async def get(self, key: Key) -> bytes | None:
         """The value of `key`, or None."""
         value = await self._call(self._reader, lambda cache: cache.get(encode_key(key)), None)
         return value if isinstance(value, bytes) else None
 
-    async def set(self, key: Key, value: bytes, useful_for: float) -> None:
-        """Writes `value`; after `useful_for` seconds it is gone for `get`."""
-        await self._call(self._writer, lambda cache: cache.set(encode_key(key), value, expire=useful_for), False)
+    async def set(self, key: Key, value: bytes, useful_for: float) -> bool:
+        """Writes `value`; after `useful_for` seconds it is gone for `get`. Returns whether it was written."""
+        return bool(
+            await self._call(self._writer, lambda cache: cache.set(encode_key(key), value, expire=useful_for), False)
+        )
 
     async def delete(self, key: Key) -> None:
         """Removes `key`, if it is there."""
         await self._call(self._writer, lambda cache: cache.delete(encode_key(key)), False)
 
     async def volume(self) -> int:
-        """Bytes on the disk: database, write-ahead log and values in files."""
+        """Bytes on the disk: the database, its log, and one that was moved aside."""
         return await self._call(self._reader, self._volume, 0)
-
-    async def expire(self, within: float = 0) -> int:
-        """Drops what expires in the next `within` seconds (0: what has expired); returns how many records went."""
-        removed = await self._call(self._writer, lambda cache: cache.expire(now=time.time() + within), 0)
-        return int(removed)
 
     async def count(self) -> int:
         """How many records there are, expired ones included."""
-        return int(await self._call(self._reader, len, 0))
+        return await self._call(self._reader, _count, 0)
+
+    async def drop_expired(self) -> int:
+        """Drops some of the records whose time is over; returns how many, 0 when there are no more."""
+        return await self._call(self._writer, lambda cache: _drop_until(cache, time.time()), 0)
+
+    async def drop_some(self) -> int:
+        """Makes the records smaller: drops what was moved aside, or those nearest their expiry. 0: there is nothing."""
+        return await self._call(self._writer, self._drop_some, 0)
 
     async def close(self) -> None:
-        """Writes out what the log holds and ends both threads."""
-        for pool in (self._reader, self._writer):
-            await self._call(pool, lambda cache: cache.close(), None)
+        """Lets the calls under way end, writes out what the log holds and ends both threads. Idempotent."""
+        self._closed = True
+        if self._opening is not None:
+            await asyncio.wait([self._opening], timeout=_CLOSE_SECONDS)
+        cache, self._cache = self._cache, None
+        for pool in (self._reader, self._writer):  # the writer last: closing the last connection empties the log
+            if cache is not None:
+                await self._close_connection(pool, cache)
             pool.shutdown(wait=False)
+
+    # Calls.
 
     async def _call(self, pool: ThreadPoolExecutor, work: Callable[[Any], T], otherwise: T) -> T:
         cache = self._cache
-        if cache is None:
+        if cache is None or self._resting():
             return otherwise
         try:
-            result = await asyncio.get_running_loop().run_in_executor(pool, work, cache)
-        except _BROKEN as error:
+            # Shielded: what a client's request has learnt is written even where the client leaves.
+            call = asyncio.get_running_loop().run_in_executor(pool, self._work, work, cache, otherwise)
+            result = await asyncio.shield(call)
+        except Exception as error:
             self._trouble.note("records", error)
-            if _is_damage(error):
+            if _is_damage(error) and self._cache is cache:
                 await self._begin_anew(cache, error)
             return otherwise
-        if pool is self._writer:
+        if pool is self._writer and not self._resting():
             self._trouble.clear("records")
         return result
 
+    def _work(self, work: Callable[[Any], T], cache: Any, otherwise: T) -> T:
+        if self._resting():  # this call has queued behind the one that met the lock
+            return otherwise
+        try:
+            return work(cache)
+        except (OSError, sqlite3.Error, diskcache.Timeout) as error:
+            if _code(error) in _LOCKED:
+                self._rest_until = time.monotonic() + _REST_SECONDS
+            elif not self._database.exists():
+                raise StorageError("the records are gone") from error
+            raise
+
+    def _resting(self) -> bool:
+        return time.monotonic() < self._rest_until
+
+    # Opening and closing.
+
     async def _begin_anew(self, damaged: Any, error: Exception) -> None:
-        """Replaces a database that turned out damaged, once, whoever met it first."""
-        if self._cache is damaged:
-            self._cache = None
-            await asyncio.get_running_loop().run_in_executor(self._writer, self._replace, str(error))
+        self._cache = None
+        for pool in (self._reader, self._writer):
+            await self._close_connection(pool, damaged)
+        await self._reopen(str(error))
 
-    def _replace(self, reason: str) -> None:
+    async def _reopen(self, damage: str | None) -> None:
+        """Opens the database, for everyone who wants it; a damaged one is moved aside first."""
+        if self._opening is None and not self._closed:
+            self._opening = asyncio.create_task(self._open(damage), name="open records")
+        if self._opening is not None:
+            await asyncio.shield(self._opening)
+
+    async def _open(self, damage: str | None) -> None:
         try:
-            self._move_aside(f"damaged records ({reason})")
-            self._cache = self._open_at(self._path)
-            _schema(self._cache)
-        except _BROKEN as error:
+            cache = await asyncio.get_running_loop().run_in_executor(self._writer, self._open_sound, damage)
+            self._cache = cache
+            self._trouble.clear("records")
+        except Exception as error:
             self._trouble.note("records", error)
+        finally:
+            self._opening = None
 
-    def _open_checked(self) -> Any:
-        try:
-            cache = self._open_at(self._path)
-            if _schema(cache) == SCHEMA:
-                return cache
-            cache.close()
-            reason = "records of another schema"
-        except (sqlite3.DatabaseError, StorageError) as error:
-            reason = f"unreadable records ({error})"
-        self._move_aside(reason)
-        cache = self._open_at(self._path)
+    def _open_sound(self, damage: str | None) -> Any:
+        if damage is None:
+            try:
+                cache = self._open_there()
+                if _schema(cache) == SCHEMA:
+                    return cache
+                cache.close()
+                damage = "records of another schema"
+            except Exception as error:
+                if not _is_damage(error):
+                    raise
+                damage = str(error)
+        self._move_aside(damage)
+        cache = self._open_there()
         _schema(cache)
         return cache
 
-    def _move_aside(self, reason: str) -> None:
-        aside = self._path.with_name(f"{self._path.name}.aside")
-        shutil.rmtree(aside, ignore_errors=True)
-        self._path.rename(aside)
-        _log.error("records moved aside; names are asked again", reason=reason, aside=str(aside))
-
-    def _open_at(self, path: Path) -> Any:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _open_there(self) -> Any:
+        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._database.exists():
+            _check(self._database)
         return diskcache.Cache(
-            str(path),
+            str(self._path),
             timeout=_LOCK_SECONDS,
             disk=_PlainDisk,
             # Its own eviction is no bound, and would drop what it was just given; ours is in `upkeep`.
             eviction_policy="none",
             cull_limit=0,
             size_limit=1 << 62,
+            # A disk error under a mapped page is no exception but a signal that ends the process.
+            sqlite_mmap_size=0,
             sqlite_wal_autocheckpoint=256,
             sqlite_journal_size_limit=1 << 20,
         )
 
-    def _volume(self, cache: Any) -> int:
-        log = self._path / "cache.db-wal"
-        return int(cache.volume()) + (log.stat().st_size if log.exists() else 0)
+    def _move_aside(self, reason: str) -> None:
+        shutil.rmtree(self._aside, ignore_errors=True)
+        if self._path.exists():
+            self._path.rename(self._aside)
+        _log.error("records moved aside; names are asked again", reason=reason, aside=str(self._aside))
+
+    async def _close_connection(self, pool: ThreadPoolExecutor, cache: Any) -> None:
+        """Each thread closes its own. Raises nothing."""
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await asyncio.get_running_loop().run_in_executor(pool, cache.close)
+        except (TimeoutError, sqlite3.Error) as error:
+            _log.warning("the records were not closed in order", error=str(error) or "timed out")
+
+    # In the threads.
+
+    def _volume(self, _: Any) -> int:
+        self._database.stat()
+        return sum(map(_size, [*self._path.iterdir(), *self._aside.rglob("*")]))
+
+    def _drop_some(self, cache: Any) -> int:
+        if self._aside.exists():
+            shutil.rmtree(self._aside)
+            return 1
+        dropped = _drop_until(cache, math.inf)
+        _sql(cache, "PRAGMA wal_checkpoint(TRUNCATE)")
+        return dropped
 
 
 def encode_key(key: Key) -> str:
     """One text per key, injective: JSON quotes whatever could be mistaken for a separator."""
     return msgspec.json.encode(key).decode()
+
+
+def _sql(cache: Any, statement: str, *arguments: object) -> list[tuple[Any, ...]]:
+    # diskcache has no question for what expires next, and its own count waits a minute for a lock.
+    rows: list[tuple[Any, ...]] = cache._sql(statement, arguments).fetchall()  # noqa: SLF001 - see above
+    return rows
+
+
+def _count(cache: Any) -> int:
+    ((count,),) = _sql(cache, "SELECT value FROM Settings WHERE key = 'count'")
+    return int(count)
+
+
+def _drop_until(cache: Any, moment: float) -> int:
+    """Drops what expires before `moment`, at most about `_STEP` records, those nearest their expiry first."""
+    rows = _sql(
+        cache,
+        "SELECT expire_time FROM Cache WHERE expire_time < ? ORDER BY expire_time LIMIT 1 OFFSET ?",
+        moment,
+        _STEP - 1,
+    )
+    end = min(moment, math.nextafter(rows[0][0], math.inf)) if rows else moment
+    return int(cache.expire(now=end))
+
+
+def _check(database: Path) -> None:
+    """Meets a lock or damage before diskcache does, which would wait for a minute. Raises sqlite3.Error."""
+    connection = sqlite3.connect(database, timeout=_LOCK_SECONDS, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("SELECT name FROM sqlite_master").fetchall()
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
 
 
 def _schema(cache: Any) -> int:
@@ -190,8 +307,22 @@ def _schema(cache: Any) -> int:
     return int(stored) if stored.isdigit() else 0
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _code(error: BaseException) -> int:
+    """SQLite's primary code for what went wrong, 0 where it is not SQLite's error."""
+    if isinstance(error, diskcache.Timeout):  # stands for whatever kept a transaction from beginning
+        error = error.__context__ or error
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
 def _is_damage(error: Exception) -> bool:
-    """Whether the database itself is at fault, and not the disk below it or a lock."""
-    if isinstance(error, sqlite3.OperationalError):
-        return "no such table" in str(error)
-    return isinstance(error, (sqlite3.DatabaseError, StorageError))
+    """Whether what stands in the database is at fault, and not the disk below it or somebody's lock."""
+    if isinstance(error, sqlite3.Error):
+        return _code(error) in _DAMAGED or "no such" in str(error) or "has no column" in str(error)
+    return not isinstance(error, (OSError, diskcache.Timeout))

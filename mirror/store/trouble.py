@@ -12,7 +12,7 @@ from mirror.metrics import Metrics
 from mirror.oci.errors import StorageError
 
 _BACKOFF_SECONDS = 5.0
-_NAMES = {
+_ERRNO = {
     errno.ENOSPC: "full",
     errno.EDQUOT: "full",
     errno.EROFS: "read_only",
@@ -21,6 +21,14 @@ _NAMES = {
     errno.EPERM: "permission",
     errno.EMFILE: "descriptors",
     errno.ENFILE: "descriptors",
+    errno.ETIMEDOUT: "slow",
+}
+_SQLITE = {
+    sqlite3.SQLITE_FULL: "full",
+    sqlite3.SQLITE_READONLY: "read_only",
+    sqlite3.SQLITE_PERM: "permission",
+    sqlite3.SQLITE_BUSY: "locked",
+    sqlite3.SQLITE_LOCKED: "locked",
 }
 _log = structlog.get_logger()
 
@@ -47,11 +55,10 @@ class Trouble:
         previous = self._reasons.get(part)
         if previous == reason:
             return
-        if previous is not None:
-            self._metrics.storage_degraded.labels(reason=previous).set(0)
         self._reasons[part] = reason
-        self._metrics.storage_degraded.labels(reason=reason).set(1)
-        _log.error("storage degraded; blobs pass through", part=part, reason=reason, error=str(error))
+        self._show(previous)
+        self._show(reason)
+        _log.error("storage degraded; what it cannot do is passed by", part=part, reason=reason, error=str(error))
 
     def clear(self, part: str) -> None:
         """Remembers that `part` works again."""
@@ -59,9 +66,12 @@ class Trouble:
         if reason is None:
             return
         self._rest_until.pop(part, None)
-        if reason not in self._reasons.values():
-            self._metrics.storage_degraded.labels(reason=reason).set(0)
+        self._show(reason)
         _log.info("storage recovered", part=part, reason=reason)
+
+    def met_by(self, part: str) -> bool:
+        """Whether `part` is in trouble."""
+        return part in self._reasons
 
     def usable(self, part: str) -> bool:
         """False while `part` rests after a failure."""
@@ -72,12 +82,17 @@ class Trouble:
         """The parts in trouble, as `part: reason`."""
         return [f"{part}: {reason}" for part, reason in sorted(self._reasons.items())]
 
+    def _show(self, reason: str | None) -> None:
+        if reason is not None:
+            self._metrics.storage_degraded.labels(reason=reason).set(reason in self._reasons.values())
+
 
 def reason_of(error: BaseException) -> str:
     """A short constant for a failure of the disk, for metrics and logs."""
-    cause = error if isinstance(error, OSError) else error.__cause__
-    if isinstance(cause, OSError) and cause.errno is not None:
-        return _NAMES.get(cause.errno, "io_error")
-    if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-        return "full"
+    # A StorageError was raised from the disk's own error; diskcache and a failed rollback hide SQLite's behind theirs.
+    for cause in (error, error.__cause__, error.__context__):
+        if isinstance(cause, OSError) and cause.errno in _ERRNO:
+            return _ERRNO[cause.errno]
+        if isinstance(cause, sqlite3.Error) and (code := getattr(cause, "sqlite_errorcode", 0) & 0xFF) in _SQLITE:
+            return _SQLITE[code]
     return "io_error"

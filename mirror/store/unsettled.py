@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mirror.oci.digest import Digest
 from mirror.oci.errors import DigestInvalid
-from mirror.store.files import Files
+from mirror.store.files import Files, write_some
 
 _COMPACT_AT = 4096
 _KEEP = 1024
@@ -19,7 +19,7 @@ class Unsettled:
     """Digests, one a line, each on the disk before its blob becomes visible. All methods block and may be called from
     several threads.
 
-    A file's time cannot tell which blobs are young: a use makes an old one newer. Beyond `_COMPACT_AT` lines the
+    A file's time cannot tell which blobs are young: a use makes an old one newer. Beyond `_COMPACT_AT` commits the
     journal keeps the newest `_KEEP`: the older ones have been synced to the disk long since.
     """
 
@@ -27,7 +27,7 @@ class Unsettled:
         self._path = path
         self._files = files
         self._lock = threading.Lock()
-        self._suspects: set[Digest] = set()
+        self._suspects: dict[Digest, None] = {}
         self._recent: list[Digest] = []
 
     def load(self) -> int:
@@ -37,8 +37,7 @@ class Unsettled:
             text = self._files.read(fd, max(1, self._files.size(fd)), 0).decode("ascii", "replace")
         finally:
             self._files.close(fd)
-        self._suspects = set(_digests(text.splitlines()))
-        self._recent = list(self._suspects)
+        self._suspects = dict.fromkeys(_digests(text.splitlines()))
         return len(self._suspects)
 
     def __contains__(self, digest: Digest) -> bool:
@@ -46,47 +45,60 @@ class Unsettled:
         return digest in self._suspects
 
     def settle(self, digest: Digest) -> None:
-        """The blob has been verified, or removed."""
+        """The blob has been verified, replaced or removed."""
         with self._lock:
-            self._suspects.discard(digest)
+            self._suspects.pop(digest, None)
 
     def add(self, digest: Digest) -> None:
         """Notes a blob that is about to become visible; on the disk when this returns. Raises OSError."""
         with self._lock:
-            self._suspects.discard(digest)  # its bytes are new, hashed on their way in
             self._recent.append(digest)
             if len(self._recent) > _COMPACT_AT:
-                self._recent = [*self._suspects, *self._recent[-_KEEP:]]
-                self._rewrite(self._recent)
+                self._recent = self._recent[-_KEEP:]
+                self._rewrite([*self._suspects, *self._recent])
             else:
                 self._append(digest)
 
     def clear(self) -> None:
         """A clean stop: keeps only what was never verified. Raises OSError."""
         with self._lock:
-            self._recent = list(self._suspects)
-            self._rewrite(self._recent)
+            self._recent = []
+            if self._suspects:
+                self._rewrite(self._suspects)
+            else:
+                self._empty()
 
     def _append(self, digest: Digest) -> None:
         fd = self._files.open(self._path, os.O_WRONLY | os.O_CREAT)
         try:
-            self._files.write(fd, f"{digest}\n".encode(), self._files.size(fd))
-            self._files.fsync(fd)
+            # The line begins with its newline: the last one may have been torn, and this must not become part of it.
+            self._write(fd, f"\n{digest}".encode(), self._files.size(fd))
         finally:
             self._files.close(fd)
 
-    def _rewrite(self, digests: list[Digest]) -> None:
+    def _rewrite(self, digests: Iterable[Digest]) -> None:
         beside = self._path.with_suffix(".new")
         fd = self._files.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            data = "".join(f"{digest}\n" for digest in digests).encode()
-            if data:
-                self._files.write(fd, data, 0)
-            self._files.fsync(fd)
+            self._write(fd, "".join(f"\n{digest}" for digest in digests).encode(), 0)
         finally:
             self._files.close(fd)
         self._files.rename(beside, self._path)
         self._files.fsync_directory(self._path.parent)
+
+    def _empty(self) -> None:
+        """In place, which needs no room on a full disk."""
+        fd = self._files.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            self._files.fsync(fd)
+        finally:
+            self._files.close(fd)
+
+    def _write(self, fd: int, data: bytes, offset: int) -> None:
+        done = 0
+        while done < len(data):
+            done += write_some(self._files, fd, data[done:], offset + done)
+        self._files.fsync(fd)
 
 
 def _digests(lines: Iterable[str]) -> Iterable[Digest]:

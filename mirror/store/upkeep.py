@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -16,11 +16,12 @@ from mirror.store.records import Records
 from mirror.store.trouble import Trouble
 
 _USED = ("used",)
-_YEAR = 365 * 86400.0
+_FOREVER = 100 * 365 * 86400.0
 _ROUND_SECONDS = 5.0
 _FLUSH_ROUNDS = 6
 _FLUSH_USES = 10_000
 _RECOUNT_ROUNDS = 720  # an hour: somebody may have deleted files behind our back
+_RETRY_ROUNDS = 12
 _RECORDS_SHARE = 0.10
 _RECORDS_FLOOR = 2 << 20
 """Bytes that an empty database with its log may take; dropping records would not make it smaller."""
@@ -40,6 +41,8 @@ class Upkeep:
         self._trouble = trouble
         self._metrics = metrics
         self._written: int | None = None
+        self._rounds = 0
+        self._next_count = 0
 
     async def begin(self) -> None:
         """Takes up what the last process wrote down, so that fills need not wait for the first count."""
@@ -50,58 +53,65 @@ class Upkeep:
 
     async def run(self) -> None:
         """Counts, then does a round every few seconds."""
-        round_number = 0
         while True:
-            try:
-                if round_number % _RECOUNT_ROUNDS == 0:
-                    await self._budget.scan(self._budget.above_watermark)
-                await self.round(flush=round_number % _FLUSH_ROUNDS == 0)
-            except StorageError as error:
-                self._trouble.note("blobs", error)
-            except Exception:
-                _log.exception("upkeep failed; the next round goes on")
-            round_number += 1
+            await self.round()
             await asyncio.sleep(_ROUND_SECONDS)
 
-    async def round(self, *, flush: bool) -> None:
-        """One round. Raises StorageError."""
-        if flush or self._blobs.unflushed > _FLUSH_USES:
-            await self._blobs.flush_uses()
-        await self._trim_records()
-        if self._budget.wants_sweep:
-            await self._budget.make_room(self._budget.above_watermark, "budget")
-        await self._write_used()
+    async def round(self) -> None:
+        """Every chore that is due. One that fails keeps no other from being done, and is done again next time."""
+        healthy = True
+        for chore in (self._count, self._flush_uses, self._tend_records, self._sweep, self._write_used):
+            healthy = await self._do(chore) and healthy
+        if healthy and self._trouble.met_by("blobs") and await self._do(self._blobs.probe):
+            self._trouble.clear("blobs")
+        self._rounds += 1
 
     async def finish(self) -> None:
         """The last round of a clean stop."""
+        await self._do(self._blobs.flush_uses)
+        await self._do(self._write_used)
+
+    async def _do(self, chore: Callable[[], Awaitable[None]]) -> bool:
         try:
-            await self._blobs.flush_uses()
+            await chore()
         except StorageError as error:
             self._trouble.note("blobs", error)
-        await self._write_used()
+            return False
+        except Exception:
+            _log.exception("upkeep failed; the next round goes on")
+            return False
+        return True
+
+    async def _count(self) -> None:
+        if self._rounds >= self._next_count:
+            self._next_count = self._rounds + (_RETRY_ROUNDS if self._budget.counted else 1)
+            await self._budget.scan(self._budget.above_watermark)
+            self._next_count = self._rounds + _RECOUNT_ROUNDS
+
+    async def _flush_uses(self) -> None:
+        if self._rounds % _FLUSH_ROUNDS == 0 or self._blobs.unflushed > _FLUSH_USES:
+            await self._blobs.flush_uses()
+
+    async def _sweep(self) -> None:
+        if self._budget.counted and self._budget.wants_sweep:
+            await self._budget.make_room(self._budget.above_watermark, "budget")
 
     async def _write_used(self) -> None:
-        committed = self._budget.committed
-        if committed != self._written and self._budget.counted:
-            self._written = committed
-            await self._records.set(_USED, str(committed).encode(), _YEAR)
+        """Reservations included: after a crash their spools are still there, until the scan has looked."""
+        used = self._budget.committed + self._budget.reserved
+        if not self._budget.counted or used == self._written:
+            return
+        if await self._records.set(_USED, str(used).encode(), _FOREVER):
+            self._written = used
 
-    async def _trim_records(self) -> None:
+    async def _tend_records(self) -> None:
         """Drops expired records, and those nearest their expiry while the records take more than their share."""
+        await self._records.mend()
+        while await self._records.drop_expired():
+            pass
         limit = max(_RECORDS_FLOOR, int(self._storage.max_size * _RECORDS_SHARE))
-        for within in _horizons():
-            await self._records.expire(within)
-            self._budget.records = await self._records.volume()
-            if self._budget.records <= limit:
-                break
+        while (volume := await self._records.volume()) > limit and await self._records.drop_some():
+            pass
+        self._budget.records = volume
         self._metrics.cache_objects.labels(kind="record").set(await self._records.count())
         self._budget.show()
-
-
-def _horizons() -> Iterator[float]:
-    """Seconds ahead, from now to farther than any record lives, in steps small enough to keep most."""
-    yield 0.0
-    step = 3600.0
-    while step < 60 * 86400:
-        yield step
-        step *= 1.5

@@ -5,28 +5,32 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from mirror.store.blobs import BlobEntry
+from mirror.store.shelves import BlobEntry
+
+MOST = 20_000
 
 
 class Oldest:
     """The least recently used blobs that together hold at least `need` bytes, out of any number offered.
 
-    Memory is bounded by the victims, not by the cache: a max-heap by time of use lets the youngest go as soon as the
-    rest suffice.
+    Memory is bounded by `most` victims, whatever the cache holds: a max-heap by time of use lets the youngest go as
+    soon as the rest suffice. Where `most` do not suffice they are the oldest of all, and the next scan finds the next.
     """
 
-    def __init__(self, need: int) -> None:
+    def __init__(self, need: int, most: int = MOST) -> None:
         self._need = need
+        self._most = most
         self._heap: list[tuple[float, str, BlobEntry]] = []
         self._bytes = 0
 
     def offer(self, entry: BlobEntry) -> None:
         """Considers a blob."""
-        if self._bytes >= self._need and self._heap and -self._heap[0][0] <= entry.used_at:
+        enough = self._bytes >= self._need or len(self._heap) >= self._most
+        if enough and self._heap and -self._heap[0][0] <= entry.used_at:
             return
         heapq.heappush(self._heap, (-entry.used_at, entry.digest.hex, entry))
         self._bytes += entry.size
-        while self._heap and self._bytes - self._heap[0][2].size >= self._need:
+        while self._heap and (self._bytes - self._heap[0][2].size >= self._need or len(self._heap) > self._most):
             self._bytes -= heapq.heappop(self._heap)[2].size
 
     def chosen(self) -> list[BlobEntry]:
@@ -34,9 +38,9 @@ class Oldest:
         return [entry for _, _, entry in sorted(self._heap, key=lambda item: (-item[0], item[1]))]
 
 
-def choose_victims(entries: Iterable[BlobEntry], need: int) -> list[BlobEntry]:
+def choose_victims(entries: Iterable[BlobEntry], need: int, most: int = MOST) -> list[BlobEntry]:
     """The least recently used of `entries` that together hold at least `need` bytes, oldest first; all if too few."""
-    oldest = Oldest(need)
+    oldest = Oldest(need, most)
     for entry in entries:
         oldest.offer(entry)
     return oldest.chosen()

@@ -1,0 +1,53 @@
+"""One process per data directory."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+from mirror.oci.errors import StorageError
+
+
+class DataLock:
+    """A lock on `<root>/lock` that the kernel takes back when the process ends, however it ends."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd: int | None = fd
+
+    @classmethod
+    def take(cls, root: Path) -> DataLock:
+        """Makes the directory where there is none, and locks it. Blocks.
+
+        Raises StorageError where it cannot be used, or naming the process that uses it.
+        """
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"cannot use {root} as data directory: {error.strerror or error}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            os.close(fd)
+            if isinstance(error, BlockingIOError):
+                raise StorageError(f"{root} is in use by {holder}") from None
+            raise StorageError(f"cannot lock {root}: {error.strerror or error}") from error
+        _sign(fd)
+        return cls(fd)
+
+    def release(self) -> None:
+        """Lets the next process in. Idempotent."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+def _sign(fd: int) -> None:
+    try:
+        os.truncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    except OSError:
+        pass  # a full disk keeps nobody from starting: the lock holds without our name

@@ -1,0 +1,158 @@
+"""The directories of blob files: which names they hold, how many bytes, and what may change them. Everything blocks."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirror.oci.digest import Digest
+from mirror.oci.errors import DigestInvalid
+from mirror.store.files import Files, SharedFile
+from mirror.store.spools import Spool
+from mirror.store.unsettled import Unsettled
+
+Directory = tuple[str, str]
+"""Algorithm and first two hex digits."""
+
+DIRECTORIES = tuple((algorithm, f"{prefix:02x}") for algorithm in ("sha256", "sha512") for prefix in range(256))
+
+
+@dataclass(frozen=True, slots=True)
+class BlobEntry:
+    """A blob as the scan saw it: its length in bytes and its last use in seconds since the epoch."""
+
+    digest: Digest
+    size: int
+    used_at: float
+
+
+class _Shelf:
+    """One directory. Names in it change, and are counted, one at a time, so that the count is exact."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.balance = 0
+
+
+class Shelves:
+    """The files under `<root>/blobs`. Every method may be called from several threads and raises OSError."""
+
+    def __init__(self, root: Path, files: Files, unsettled: Unsettled, share: Callable[[int, int], SharedFile]) -> None:
+        self.net = 0
+        """Bytes that came minus bytes that went since this process began."""
+        self._root = root
+        self._files = files
+        self._unsettled = unsettled
+        self._share = share
+        self._shelves = {directory: _Shelf() for directory in DIRECTORIES}
+        self._counting = threading.Lock()
+
+    def open(self, digest: Digest) -> SharedFile | None:
+        """The blob's file; None where there is none."""
+        try:
+            fd = self._files.open(self._path(digest), os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            return self._share(fd, self._files.size(fd))
+        except BaseException:
+            self._files.close(fd)
+            raise
+
+    def size(self, digest: Digest) -> int:
+        """The blob's length in bytes; 0 where there is none."""
+        try:
+            return self._files.stat(self._path(digest)).st_size
+        except FileNotFoundError:
+            return 0
+
+    def place(self, spool: Spool) -> None:
+        """Makes the spool's file the blob, in the order in which a power loss at any moment does no harm."""
+        path = self._path(spool.digest)
+        try:
+            self._files.stat(path.parent)
+        except FileNotFoundError:
+            self._files.mkdir(path.parent)
+            self._files.fsync_directory(path.parent.parent)
+        self._files.fsync(spool.file.fd)
+        self._unsettled.add(spool.digest)
+        with self._shelf(spool.digest).lock:
+            replaced = self.size(spool.digest)  # one that we could not read; who is being sent it reads on
+            self._files.rename(spool.path, path)
+            self._count(spool.digest, spool.written - replaced)
+            self._unsettled.settle(spool.digest)  # these bytes were hashed on their way in
+        self._files.fsync_directory(path.parent)
+
+    def remove(self, digest: Digest, unless_used_after: float | None = None) -> int:
+        """Unlinks the blob; returns the bytes it had, 0 if it was gone or its file's time is after that moment."""
+        with self._shelf(digest).lock:
+            try:
+                status = self._files.stat(self._path(digest))
+            except FileNotFoundError:
+                return 0
+            if unless_used_after is not None and status.st_mtime > unless_used_after:
+                return 0
+            self._unlink(digest, status.st_size)
+            self._unsettled.settle(digest)
+            return status.st_size
+
+    def settle(self, digest: Digest, matches: Callable[[SharedFile], bool]) -> bool:
+        """Whether the blob's bytes are right; a blob of other bytes is removed."""
+        file = self.open(digest)
+        if file is None:
+            self._unsettled.settle(digest)
+            return False
+        try:
+            intact = matches(file)
+        finally:
+            self._files.close(file.fd)
+        with self._shelf(digest).lock:
+            if not intact and digest in self._unsettled:  # and so not replaced meanwhile
+                self._unlink(digest, self.size(digest))
+            self._unsettled.settle(digest)
+        return intact
+
+    def used(self, uses: dict[Digest, float]) -> None:
+        """Writes times of use, in seconds since the epoch, as mtimes; blobs that are gone are passed over."""
+        failure: OSError | None = None
+        for digest, used_at in uses.items():
+            try:
+                self._files.utime(self._path(digest), used_at)
+            except FileNotFoundError:
+                continue
+            except OSError as error:  # one bad file says nothing of the others
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def scan(self, directory: Directory) -> tuple[list[BlobEntry], int]:
+        """The blobs in a directory, and its part of `net` at the same moment."""
+        algorithm, prefix = directory
+        shelf = self._shelves[directory]
+        entries = []
+        with shelf.lock:
+            for name, size, used_at in self._files.scan(self._root / "blobs" / algorithm / prefix):
+                try:
+                    entries.append(BlobEntry(Digest.parse(f"{algorithm}:{name}"), size, used_at))
+                except DigestInvalid:
+                    continue  # not ours; never touched
+            return entries, shelf.balance
+
+    def _path(self, digest: Digest) -> Path:
+        return self._root / "blobs" / digest.algorithm / digest.hex[:2] / digest.hex
+
+    def _shelf(self, digest: Digest) -> _Shelf:
+        return self._shelves[digest.algorithm, digest.hex[:2]]
+
+    def _unlink(self, digest: Digest, size: int) -> None:
+        self._files.unlink(self._path(digest))
+        self._count(digest, -size)
+
+    def _count(self, digest: Digest, size: int) -> None:
+        """Under the shelf's lock."""
+        self._shelf(digest).balance += size
+        with self._counting:
+            self.net += size

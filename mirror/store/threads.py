@@ -1,0 +1,87 @@
+"""Blocking calls in threads of their own pool, bounded in time, and safe from callers that go away meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from mirror.oci.errors import StorageError
+from mirror.store.files import SharedFile
+
+T = TypeVar("T")
+
+
+class Threads:
+    """A pool for one kind of work, so that a slow kind keeps no other waiting.
+
+    A call that has begun cannot be stopped: where its caller is cancelled, or has waited long enough, it goes on alone.
+    So a call owns what it works on (`holding`), and what it brings is not lost (`unwanted`).
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
+        self._running: set[asyncio.Future[Any]] = set()
+
+    async def run(
+        self,
+        work: Callable[..., T],
+        *arguments: object,
+        limit: float | None = None,
+        holding: SharedFile | None = None,
+        unwanted: Callable[[T], object] | None = None,
+    ) -> T:
+        """`work(*arguments)`, whose OSError comes out as StorageError, as does waiting for more than `limit` seconds.
+
+        `holding` stays open until `work` has returned. `unwanted` is called on the loop with the result of a call that
+        nobody waits for any more.
+        """
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        except RuntimeError as error:
+            raise StorageError(f"the store is closed: {error}") from None
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        if holding is not None:
+            held = holding.hold()
+            future.add_done_callback(lambda _: held.release())
+        try:
+            async with asyncio.timeout(limit):
+                return await asyncio.shield(future)
+        except OSError as error:
+            if not isinstance(error, TimeoutError) or error.errno is not None:
+                raise StorageError(f"the disk failed: {error.strerror or error}") from error
+            _when_done(future, unwanted)
+            raise StorageError("the disk does not answer") from OSError(errno.ETIMEDOUT, "no answer in time")
+        except asyncio.CancelledError:
+            _when_done(future, unwanted)
+            raise
+
+    def submit(self, work: Callable[..., object], *arguments: object) -> None:
+        """Has `work` done some time, whose outcome nobody needs; here and now once the pool is closed."""
+        try:
+            self._pool.submit(work, *arguments)
+        except RuntimeError:  # nothing is served any more
+            try:
+                work(*arguments)
+            except OSError:
+                pass
+
+    async def idle(self) -> None:
+        """Waits until no call is under way."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    def close(self) -> None:
+        """No more calls; those that were begun end by themselves."""
+        self._pool.shutdown(wait=False)
+
+
+def _when_done(future: asyncio.Future[T], unwanted: Callable[[T], object] | None) -> None:
+    def done(future: asyncio.Future[T]) -> None:
+        if not future.cancelled() and future.exception() is None and unwanted is not None:
+            unwanted(future.result())
+
+    future.add_done_callback(done)
