@@ -13,7 +13,8 @@ class Metrics:
     """The metrics of one application, in a registry of its own, so that a test reads only what its own mirror counted.
 
     Labels: `upstream` is the configured entry, never the host that was asked for, or `none` where none was chosen;
-    `kind` is manifest, blob, tags or referrers; `result` is a value of X-Cache, or error or refused.
+    `kind` is manifest, blob, tags or referrers, and auth for what we ask token endpoints; `result` is a value of
+    X-Cache, or error or refused.
     """
 
     def __init__(self) -> None:
