@@ -38,15 +38,7 @@ class Threads:
         `holding` stays open until `work` has returned. `unwanted` is called on the loop with the result of a call that
         nobody waits for any more.
         """
-        try:
-            future = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
-        except RuntimeError as error:
-            raise StorageError(f"the store is closed: {error}") from None
-        self._running.add(future)
-        future.add_done_callback(self._running.discard)
-        if holding is not None:
-            held = holding.hold()
-            future.add_done_callback(lambda _: held.release())
+        future = self._begin(work, *arguments, holding=holding)
         try:
             async with asyncio.timeout(limit):
                 return await asyncio.shield(future)
@@ -77,6 +69,20 @@ class Threads:
     def close(self) -> None:
         """No more calls; those that were begun end by themselves."""
         self._pool.shutdown(wait=False)
+
+    def _begin(self, work: Callable[..., T], *arguments: object, holding: SharedFile | None) -> asyncio.Future[T]:
+        held = holding.hold() if holding is not None else None
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        except RuntimeError as error:
+            if held is not None:
+                held.release()
+            raise StorageError(f"the store is closed: {error}") from None
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        if held is not None:
+            future.add_done_callback(lambda _: held.release())
+        return future
 
 
 def _when_done(future: asyncio.Future[T], unwanted: Callable[[T], object] | None) -> None:

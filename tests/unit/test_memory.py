@@ -1,0 +1,124 @@
+"""Small things in memory: their time to live, and bounds that hold whatever is put in."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirror.memory import Bounded, Memory
+
+
+async def test_a_value_is_there_until_its_time_is_over() -> None:
+    """`ttl` seconds, then None."""
+    memory = Memory()
+    await memory.set(("a", "b"), b"value", 60)
+    await memory.set(("gone",), b"value", 0.01)
+
+    assert await memory.get(("a", "b")) == b"value"
+    assert await memory.get(("other",)) is None
+    await asyncio.sleep(0.03)
+    assert await memory.get(("gone",)) is None
+
+    await memory.close()
+
+
+@pytest.mark.parametrize("ttl", [0, -1, 0.0])
+async def test_no_time_to_live_keeps_nothing(ttl: float) -> None:
+    """Nor what was there before: aiocache itself would take 0 for ever."""
+    memory = Memory()
+    await memory.set(("key",), "old", 60)
+
+    await memory.set(("key",), "new", ttl)
+
+    assert await memory.get(("key",)) is None
+    await memory.close()
+
+
+async def test_an_old_timer_does_not_end_a_new_value() -> None:
+    """A value set again lives by its new time."""
+    memory = Memory()
+    await memory.set(("key",), "old", 0.01)
+    await memory.set(("key",), "new", 60)
+    await memory.set(("deleted",), "old", 0.01)
+    await memory.delete(("deleted",))
+    await memory.set(("deleted",), "new", 60)
+
+    await asyncio.sleep(0.03)
+
+    assert await memory.get(("key",)) == "new"
+    assert await memory.get(("deleted",)) == "new"
+    await memory.close()
+
+
+async def test_keys_are_values() -> None:
+    """However the parts are cut, another tuple is another key."""
+    memory = Memory()
+    await memory.set(("a", "bc"), 1, 60)
+    await memory.set(("ab", "c"), 2, 60)
+    await memory.set(("a", "b", "c"), 3, 60)
+
+    assert [await memory.get(key) for key in (("a", "bc"), ("ab", "c"), ("a", "b", "c"), ("abc",))] == [1, 2, 3, None]
+    await memory.close()
+
+
+async def test_the_number_of_keys_is_bounded() -> None:
+    """The least recently used goes, and its timer with it."""
+    memory = Memory(max_keys=3)
+    for name in ("a", "b", "c"):
+        await memory.set((name,), name, 60)
+    assert await memory.get(("a",)) == "a"
+
+    await memory.set(("d",), "d", 60)
+
+    assert [await memory.get((name,)) for name in ("a", "b", "c", "d")] == ["a", None, "c", "d"]
+    for number in range(1000):
+        await memory.set((str(number),), number, 60)
+    assert sum([await memory.get((str(number),)) is not None for number in range(1000)]) == 3
+    await memory.close()
+
+
+async def test_closing_leaves_no_timer() -> None:
+    """Nothing of it wakes the loop later."""
+    memory = Memory()
+    loop = asyncio.get_running_loop()
+    before = len([handle for handle in getattr(loop, "_scheduled", []) if not handle.cancelled()])
+    for number in range(10):
+        await memory.set((str(number),), number, 60)
+
+    await memory.close()
+
+    after = len([handle for handle in getattr(loop, "_scheduled", []) if not handle.cancelled()])
+    assert after == before
+    assert await memory.get(("1",)) is None
+
+
+@given(st.integers(0, 50), st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 60)), max_size=60))
+def test_a_bounded_map_never_holds_more_than_its_limit(limit: int, steps: list[tuple[str, int]]) -> None:
+    """The weights of what is held never exceed the limit; the last one set is held if it can be."""
+    bounded: Bounded[str, int] = Bounded(limit)
+    weights: dict[str, int] = {}
+    for number, (key, weight) in enumerate(steps):
+        bounded.set(key, number, weight)
+        weights[key] = weight
+        held = [key for key in "abcdefgh" if bounded.get(key) is not None]
+        assert sum(weights[key] for key in held) <= limit
+        assert len(bounded) == len(held)
+        assert (bounded.get(key) == number) == (weight <= limit)
+
+
+def test_the_least_recently_used_leaves_a_bounded_map_first() -> None:
+    """A look is a use."""
+    bounded: Bounded[str, int] = Bounded(3)
+    for number, key in enumerate("abc"):
+        bounded.set(key, number)
+    bounded.get("a")
+
+    bounded.set("d", 3)
+
+    assert [bounded.get(key) for key in "abcd"] == [0, None, 2, 3]
+    assert bounded.pop("a") == 0
+    assert bounded.pop("a") is None
+    assert len(bounded) == 2

@@ -1,0 +1,185 @@
+"""The journal of young blobs: what a crash, a torn line, a full disk and many commits do to it."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mirror.oci.digest import Digest
+from mirror.store import unsettled
+from mirror.store.unsettled import Unsettled
+from tests.faulty import FaultyFiles
+
+DIGESTS = [Digest.of(bytes([number]), "sha512" if number % 3 == 0 else "sha256") for number in range(200)]
+
+
+@pytest.fixture
+def disk() -> FaultyFiles:
+    return FaultyFiles()
+
+
+@pytest.fixture
+def journal(tmp_path: Path, disk: FaultyFiles) -> Unsettled:
+    journal = Unsettled(tmp_path / "unsettled", disk)
+    assert journal.load() == 0
+    return journal
+
+
+def reloaded(tmp_path: Path) -> Unsettled:
+    """The journal as the next process reads it."""
+    journal = Unsettled(tmp_path / "unsettled", FaultyFiles())
+    journal.load()
+    return journal
+
+
+def suspects(tmp_path: Path) -> set[Digest]:
+    """What the next process would verify."""
+    journal = reloaded(tmp_path)
+    return {digest for digest in DIGESTS if digest in journal}
+
+
+def test_what_was_added_is_suspect_after_a_crash(journal: Unsettled, tmp_path: Path) -> None:
+    """Each digest is on the disk when `add` returns; this process believes its own."""
+    for digest in DIGESTS[:5]:
+        journal.add(digest)
+
+    assert suspects(tmp_path) == set(DIGESTS[:5])
+    assert not any(digest in journal for digest in DIGESTS)
+
+
+def test_a_line_is_synced_before_add_returns(journal: Unsettled, disk: FaultyFiles) -> None:
+    """A blob must not be visible before the journal knows it."""
+    disk.log.clear()
+
+    journal.add(DIGESTS[0])
+
+    assert [method for method, _ in disk.log] == ["open", "size", "write", "fsync", "close"]
+
+
+def test_a_clean_stop_empties_it(journal: Unsettled, tmp_path: Path) -> None:
+    """Nothing is verified after it."""
+    journal.add(DIGESTS[0])
+
+    journal.clear()
+
+    assert suspects(tmp_path) == set()
+
+
+def test_a_full_disk_can_be_left_cleanly(journal: Unsettled, disk: FaultyFiles, tmp_path: Path) -> None:
+    """Emptying it needs no new room."""
+    journal.add(DIGESTS[0])
+    disk.fail(errno.ENOSPC, "write")
+    disk.fail(errno.ENOSPC, "open", path=".new")
+
+    journal.clear()
+
+    assert suspects(tmp_path) == set()
+
+
+def test_a_clean_stop_keeps_what_was_never_verified(journal: Unsettled, tmp_path: Path) -> None:
+    """Suspects stay suspect; what this process wrote does not become one."""
+    for digest in DIGESTS[:3]:
+        journal.add(digest)
+    second = reloaded(tmp_path)
+    second.settle(DIGESTS[0])
+    second.add(DIGESTS[9])
+
+    second.clear()
+
+    assert suspects(tmp_path) == set(DIGESTS[1:3])
+
+
+@settings(max_examples=60)
+@given(at=st.integers(0, 10_000), number=st.integers(2, 6))
+def test_a_torn_line_costs_no_other(tmp_path_factory: pytest.TempPathFactory, at: int, number: int) -> None:
+    """Wherever a power loss cuts the journal, every line before the cut and every line added later is read."""
+    tmp_path = tmp_path_factory.mktemp("torn")
+    first = Unsettled(tmp_path / "unsettled", FaultyFiles())
+    first.load()
+    ends = []
+    for digest in DIGESTS[:number]:
+        first.add(digest)
+        ends.append((tmp_path / "unsettled").stat().st_size)
+    data = (tmp_path / "unsettled").read_bytes()
+    cut = at % (len(data) + 1)
+    (tmp_path / "unsettled").write_bytes(data[:cut])
+    whole = {digest for digest, end in zip(DIGESTS, ends, strict=False) if end <= cut}
+    assert suspects(tmp_path) == whole
+
+    reloaded(tmp_path).add(DIGESTS[100])
+
+    assert suspects(tmp_path) == whole | {DIGESTS[100]}
+
+
+def test_a_line_that_did_not_reach_the_disk_is_an_error(journal: Unsettled, disk: FaultyFiles, tmp_path: Path) -> None:
+    """The commit then fails, and the half line costs no later one."""
+    disk.fail(errno.ENOSPC, "write", times=1)
+    with pytest.raises(OSError, match="No space"):
+        journal.add(DIGESTS[0])
+    disk.fail(errno.EIO, "fsync", times=1)
+    with pytest.raises(OSError, match="Input/output"):
+        journal.add(DIGESTS[1])
+
+    journal.add(DIGESTS[2])
+
+    assert DIGESTS[2] in reloaded(tmp_path)
+
+
+@pytest.mark.parametrize("garbage", [b"\0" * 5000, b"\xff\xfe" * 99, b"sha256:", b"\n\n\n", b"rm -rf /\n" * 50])
+def test_garbage_is_passed_over(tmp_path: Path, garbage: bytes) -> None:
+    """Whatever stands in the file, what can be read of it is believed."""
+    line = f"{DIGESTS[1]}\n".encode()
+    (tmp_path / "unsettled").write_bytes(line + garbage + b"\n" + f"{DIGESTS[2]}".encode())
+
+    assert suspects(tmp_path) == {DIGESTS[1], DIGESTS[2]}
+
+
+def test_it_stays_short(journal: Unsettled, disk: FaultyFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After many commits it holds the newest, which alone can have been lost, and is replaced as a whole."""
+    monkeypatch.setattr(unsettled, "_COMPACT_AT", 20)
+    monkeypatch.setattr(unsettled, "_KEEP", 5)
+
+    for digest in DIGESTS:
+        journal.add(digest)
+
+    assert len((tmp_path / "unsettled").read_text().split()) <= 21
+    assert set(DIGESTS[-5:]) <= suspects(tmp_path)
+    assert 0 < disk.calls["rename"] <= len(DIGESTS) // 15
+
+
+def test_many_suspects_do_not_make_every_commit_rewrite_it(
+    tmp_path: Path, disk: FaultyFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a crash left and nobody asked for since stays in it, at no further cost."""
+    monkeypatch.setattr(unsettled, "_COMPACT_AT", 20)
+    monkeypatch.setattr(unsettled, "_KEEP", 5)
+    (tmp_path / "unsettled").write_text("".join(f"{digest}\n" for digest in DIGESTS[:100]))
+    journal = Unsettled(tmp_path / "unsettled", disk)
+    assert journal.load() == 100
+
+    for digest in DIGESTS[100:120]:
+        journal.add(digest)
+    assert disk.calls["rename"] == 0
+    journal.add(DIGESTS[120])
+
+    assert disk.calls["rename"] == 1
+    assert suspects(tmp_path) == {*DIGESTS[:100], *DIGESTS[116:121]}
+
+
+def test_threads_may_add_at_once(journal: Unsettled, tmp_path: Path) -> None:
+    """No line is lost or torn by another."""
+    threads = [
+        threading.Thread(target=lambda part=part: [journal.add(digest) for digest in part])  # type: ignore[misc]  # mypy does not infer the default
+        for part in (DIGESTS[start::4] for start in range(4))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert suspects(tmp_path) == set(DIGESTS)
