@@ -139,7 +139,7 @@ class FlightBody:
             self._leave()
             self._instead = await self._detour(self._failure)
             return None
-        if track.error is not None and (offset >= track.visible or isinstance(track.error, UpstreamCorrupt)):
+        if track.error is not None and not self._may_finish(track, offset):
             await self._follow_up()
             return None
         if self._trusting and not self._is_ours:
@@ -172,6 +172,10 @@ class FlightBody:
         else:
             await track.news()
         return None
+
+    def _may_finish(self, track: SpoolTrack | WindowTrack, offset: int) -> bool:
+        """Whether to give what is left of a failed track: that helps who has begun, unless the bytes are wrong."""
+        return self._taken and offset < track.visible and not isinstance(track.error, UpstreamCorrupt)
 
     async def _follow_up(self) -> None:
         """After a failed attempt: whoever has no byte of it yet goes on with the next, if there is one."""
