@@ -239,12 +239,13 @@ async def test_a_file_stays_open_while_a_thread_works_on_it(store: BlobStore, di
     made = await spool(store, content(1))
     method = {"append": "write", "commit": "fsync", "read": "read"}[how]
     trap = disk.hold(method, path="spool")
-    work = {
-        "append": lambda: store.append(made, [b"more"]),
-        "commit": lambda: store.commit(made),
-        "read": lambda: store.read(made.file, 10, 0),
-    }[how]
-    task = asyncio.create_task(work())
+    task: asyncio.Task[object]
+    if how == "append":
+        task = asyncio.create_task(store.append(made, [b"more"]))
+    elif how == "commit":
+        task = asyncio.create_task(store.commit(made))
+    else:
+        task = asyncio.create_task(store.read(made.file, 10, 0))
     await trap.met()
 
     task.cancel()

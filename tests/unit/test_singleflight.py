@@ -92,7 +92,7 @@ async def test_a_caller_that_leaves_stops_nobody() -> None:
     call.go_on.set()
 
     assert first.cancelled()
-    assert await asyncio.gather(second, third) == [1, 1]
+    assert (await second, await third) == (1, 1)
 
 
 async def test_an_error_that_nobody_waits_for_is_no_noise(caplog: pytest.LogCaptureFixture) -> None:

@@ -173,10 +173,11 @@ def test_many_suspects_do_not_make_every_commit_rewrite_it(
 
 def test_threads_may_add_at_once(journal: Unsettled, tmp_path: Path) -> None:
     """No line is lost or torn by another."""
-    threads = [
-        threading.Thread(target=lambda part=part: [journal.add(digest) for digest in part])  # type: ignore[misc]  # mypy does not infer the default
-        for part in (DIGESTS[start::4] for start in range(4))
-    ]
+    def add(part: list[Digest]) -> None:
+        for digest in part:
+            journal.add(digest)
+
+    threads = [threading.Thread(target=add, args=(DIGESTS[start::4],)) for start in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

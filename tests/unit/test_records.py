@@ -1,0 +1,564 @@
+"""Named records: what a planted, damaged, locked, full or growing database does, and that nothing of it is an error."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirror.metrics import Metrics
+from mirror.store import records as module
+from mirror.store.records import Records, encode_key
+from mirror.store.trouble import Trouble
+from tests.storing import bytes_in
+from tests.volumes import fill, remount, volume
+
+HOUR = 3600.0
+KEY = ("tag", "docker.io", "library/demo", "1")
+
+
+@pytest.fixture
+def trouble() -> Trouble:
+    return Trouble(Metrics(), time.monotonic)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "records"
+
+
+@pytest.fixture
+async def records(path: Path, trouble: Trouble) -> AsyncIterator[Records]:
+    records = Records(path, trouble)
+    await records.open()
+    yield records
+    await records.close()
+
+
+async def reopened(path: Path, trouble: Trouble) -> Records:
+    """The records as the next process finds them."""
+    records = Records(path, trouble)
+    await records.open()
+    return records
+
+
+def names(path: Path) -> list[str]:
+    """The files of the book."""
+    return sorted(file.name for file in path.iterdir())
+
+
+def mode(path: Path) -> int:
+    """Who may do what with it."""
+    return path.stat().st_mode
+
+
+def obstruct(path: Path) -> None:
+    """Puts a file where the directory should be."""
+    path.parent.mkdir()
+    path.write_text("in the way")
+
+
+def planted(path: Path, sql: str, *values: object) -> None:
+    """Somebody writes into our database behind our back."""
+    with sqlite3.connect(path / "cache.db") as connection:
+        connection.execute(sql, values)
+    connection.close()
+
+
+# What is written is read
+
+
+async def test_a_record_survives_a_restart(records: Records, path: Path, trouble: Trouble) -> None:
+    """Exact bytes under an exact key; others are absent."""
+    await records.set(KEY, b"\0value\xff", HOUR)
+    await records.set(("big",), b"x" * (4 << 20), HOUR)
+    assert await records.get(KEY) == b"\0value\xff"
+    await records.close()
+
+    again = await reopened(path, trouble)
+
+    assert await again.get(KEY) == b"\0value\xff"
+    assert await again.get(("big",)) == b"x" * (4 << 20)
+    assert await again.get((*KEY, "")) is None
+    await again.delete(KEY)
+    assert await again.get(KEY) is None
+    await again.close()
+
+
+async def test_a_large_value_is_in_the_database(records: Records, path: Path) -> None:
+    """No files beside it that a crash could orphan, and nobody would count."""
+    await records.set(("big",), b"x" * (1 << 20), HOUR)
+
+    assert set(names(path)) <= {"cache.db", "cache.db-wal", "cache.db-shm"}
+    assert await records.volume() == bytes_in(path)
+
+
+async def test_a_record_ends_with_its_usefulness(records: Records) -> None:
+    """Past its time it is gone for `get`, and `drop_expired` removes it."""
+    await records.set(KEY, b"value", 0.02)
+    await records.set(("other",), b"value", HOUR)
+    before = await records.count()
+    await asyncio.sleep(0.05)
+
+    assert await records.get(KEY) is None
+    assert await records.drop_expired() == 1
+    assert await records.drop_expired() == 0
+    assert await records.count() == before - 1
+    assert await records.get(("other",)) == b"value"
+
+
+async def test_records_are_for_us_alone(records: Records, path: Path) -> None:
+    """Nobody else can list or read them."""
+    await records.set(KEY, b"value", HOUR)
+
+    assert mode(path) & 0o077 == 0
+
+
+keys = st.lists(st.text(max_size=8), min_size=1, max_size=4).map(tuple)
+
+
+@given(keys, keys)
+def test_different_keys_are_never_the_same_text(one: tuple[str, ...], other: tuple[str, ...]) -> None:
+    """However a name is cut into parts or looks like a separator."""
+    assert (encode_key(one) == encode_key(other)) == (one == other)
+
+
+@given(st.text(max_size=6), st.text(max_size=6), st.sampled_from('",[]\\/: \0'))
+def test_separators_inside_a_name_separate_nothing(left: str, right: str, separator: str) -> None:
+    """Gluing two parts with anything gives another key than the two parts."""
+    assert encode_key((left + separator + right,)) != encode_key((left, right))
+    assert encode_key((left, separator + right)) != encode_key((left + separator, right))
+
+
+# Planted rows
+
+
+class Bomb:
+    """What must never be unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("place", ["value", "file", "key"])
+async def test_a_planted_pickle_is_never_executed(
+    records: Records, path: Path, trouble: Trouble, tmp_path: Path, place: str
+) -> None:
+    """Neither as a value in a row or in a file (mode 4), nor as a key (raw 0)."""
+    await records.set(KEY, b"value", HOUR)
+    await records.close()
+    bomb = pickle.dumps(Bomb(tmp_path / "exploded"))
+    (path / "bomb.val").write_bytes(bomb)
+    row = {
+        "value": ("UPDATE Cache SET mode = 4, value = ? WHERE key = ?", bomb),
+        "file": ("UPDATE Cache SET mode = 4, filename = 'bomb.val', value = NULL WHERE ? != '' AND key = ?", "x"),
+        "key": ("INSERT INTO Cache (key, raw, mode, value) SELECT ?, 0, 1, value FROM Cache WHERE key = ?", bomb),
+    }[place]
+    planted(path, row[0], row[1], encode_key(KEY))
+
+    again = await reopened(path, trouble)
+    for _ in range(2):
+        await again.get(KEY)
+        await again.count()
+        await again.drop_some()
+    await again.close()
+
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("mode", [0, 2, 3, 4, 9])
+async def test_a_planted_row_reads_no_file(
+    records: Records, path: Path, trouble: Trouble, tmp_path: Path, mode: int
+) -> None:
+    """A row that names a file of the machine gives nothing, and the book it stands in is not believed any more."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    await records.set(KEY, b"value", HOUR)
+    await records.close()
+    planted(
+        path, "UPDATE Cache SET mode = ?, filename = '../../secret', value = NULL WHERE key = ?", mode, encode_key(KEY)
+    )
+
+    again = await reopened(path, trouble)
+
+    assert await again.get(KEY) is None
+    await again.set(KEY, b"new", HOUR)
+    assert await again.get(KEY) == b"new"
+    assert (path.parent / "records.aside").exists()
+    await again.close()
+
+
+# A database that is not ours any more
+
+
+async def check_begun_anew(path: Path, trouble: Trouble) -> None:
+    """The old one stands aside, the new one works, and nothing is degraded."""
+    again = await reopened(path, trouble)
+    await again.get(KEY)
+    assert await again.set(KEY, b"new", HOUR)
+    assert await again.get(KEY) == b"new"
+    assert (path.parent / "records.aside").exists()
+    assert trouble.reasons == []
+    await again.close()
+
+
+@pytest.mark.parametrize("garbage", [b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 5000, b"\0" * 8192])
+async def test_garbage_is_moved_aside(records: Records, path: Path, trouble: Trouble, garbage: bytes) -> None:
+    """A file that is no database, or only pretends to be one."""
+    await records.close()
+    (path / "cache.db").write_bytes(garbage)
+
+    await check_begun_anew(path, trouble)
+
+
+async def test_another_schema_is_moved_aside(
+    records: Records, path: Path, trouble: Trouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records of another version of us are not guessed at."""
+    await records.set(KEY, b"value", HOUR)
+    await records.close()
+    monkeypatch.setattr(module, "SCHEMA", module.SCHEMA + 1)
+
+    await check_begun_anew(path, trouble)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DROP TABLE Cache",
+        "DROP TABLE Settings",
+        "DELETE FROM Settings",
+        "ALTER TABLE Cache RENAME COLUMN value TO worth",
+        "UPDATE Cache SET value = 'text'",
+        "INSERT INTO Settings VALUES ('get', 'nonsense')",
+        "INSERT INTO Settings VALUES ('disk_evil', 'x')",
+    ],
+)
+async def test_foreign_tables_are_no_error(records: Records, path: Path, trouble: Trouble, sql: str) -> None:
+    """Whatever somebody made of the tables: the book works, if need be begun anew."""
+    await records.set(KEY, b"value", HOUR)
+    await records.close()
+    planted(path, sql)
+
+    again = await reopened(path, trouble)
+    for _ in range(2):  # what is wrong may show only with the first use
+        await again.get(KEY)
+        await again.count()
+        await again.set(KEY, b"new", HOUR)
+    assert await again.get(KEY) == b"new"
+    assert trouble.reasons == []
+    await again.close()
+
+
+async def test_damage_met_while_serving_is_moved_aside(records: Records, path: Path, trouble: Trouble) -> None:
+    """Once, whoever meets it first, while others read and write."""
+    for number in range(200):
+        await records.set(("filler", str(number)), bytes(2000), HOUR)
+    await records.set(KEY, b"value", HOUR)
+    size = (path / "cache.db").stat().st_size
+    with (path / "cache.db").open("r+b") as file:
+        file.write(b"\xff" * size)
+    (path / "cache.db-wal").unlink()
+
+    await asyncio.gather(*(records.get(("filler", str(number))) for number in range(100)))
+    await asyncio.gather(*(records.set(("more", str(number)), b"x", HOUR) for number in range(100)))
+    await records.mend()
+
+    assert await records.set(KEY, b"new", HOUR)
+    assert await records.get(KEY) == b"new"
+    assert [name.name for name in path.parent.iterdir() if "aside" in name.name] == ["records.aside"]
+
+
+async def test_a_book_removed_under_us_is_begun_anew(records: Records, path: Path, trouble: Trouble) -> None:
+    """An operator may delete it at any time."""
+    await records.set(KEY, b"value", HOUR)
+    shutil.rmtree(path)
+
+    for _ in range(3):  # SQLite may keep on with a file that has no name any more until it looks
+        await records.volume()
+        await records.mend()
+
+    assert await records.set(KEY, b"new", HOUR)
+    again = await reopened(path, trouble)
+    assert await again.get(KEY) == b"new"
+    await again.close()
+
+
+def test_a_read_error_under_the_database_is_no_signal(path: Path) -> None:
+    """A truncated file under a memory map would end the process with SIGBUS; ours reads without a map."""
+    script = f"""
+import asyncio, os, time
+from pathlib import Path
+from mirror.metrics import Metrics
+from mirror.store.records import Records
+from mirror.store.trouble import Trouble
+
+async def main():
+    records = Records(Path({str(path)!r}), Trouble(Metrics(), time.monotonic))
+    await records.open()
+    for number in range(300):
+        await records.set(("filler", str(number)), bytes(3000), 3600)
+    await records.get(("filler", "1"))
+    os.truncate({str(path / "cache.db")!r}, 4096)
+    for number in range(300):
+        await records.get(("filler", str(number)))
+    await records.mend()
+    assert await records.set(("key",), b"new", 3600)
+    assert await records.get(("key",)) == b"new"
+    await records.close()
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
+# A disk or a lock in the way
+
+
+class Noted(Trouble):
+    """Counts how often it is told of a failure."""
+
+    def __init__(self) -> None:
+        super().__init__(Metrics(), time.monotonic)
+        self.notes = 0
+
+    def note(self, part: str, error: BaseException) -> None:
+        self.notes += 1
+        super().note(part, error)
+
+
+async def test_a_locked_database_keeps_nobody_waiting_in_turn(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call meets the lock; those queued behind it, and those who come soon after, do without."""
+    monkeypatch.setattr(module, "_LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_REST_SECONDS", 0.5)
+    trouble = Noted()
+    records = await reopened(path, trouble)
+    lock = sqlite3.connect(path / "cache.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+
+    written = await asyncio.gather(*(records.set((str(number),), b"x", HOUR) for number in range(50)))
+    assert not any(written)
+    assert await records.get(KEY) is None
+    assert trouble.notes == 1
+    assert trouble.reasons == ["records: locked"]
+
+    lock.execute("ROLLBACK")
+    lock.close()
+    for _ in range(100):
+        if await records.set(KEY, b"x", HOUR):
+            break
+        await asyncio.sleep(0.02)
+    assert trouble.reasons == []
+    await records.close()
+
+
+async def test_a_lock_at_the_start_does_not_cost_the_records(
+    records: Records, path: Path, trouble: Trouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are left where they are, the mirror starts without them and takes them up when it can."""
+    monkeypatch.setattr(module, "_LOCK_SECONDS", 0.05)
+    await records.set(KEY, b"value", HOUR)
+    await records.close()
+    with sqlite3.connect(path / "cache.db", isolation_level=None) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        again = await reopened(path, trouble)
+
+        assert await again.get(KEY) is None
+        assert not await again.set(("other",), b"x", HOUR)
+        assert trouble.reasons == ["records: locked"]
+        connection.execute("ROLLBACK")
+    connection.close()
+
+    await again.mend()
+
+    assert await again.get(KEY) == b"value"
+    assert trouble.reasons == []
+    assert not (path.parent / "records.aside").exists()
+    await again.close()
+
+
+async def test_a_place_that_is_no_directory_is_no_error(path: Path, trouble: Trouble) -> None:
+    """The mirror serves without records, says so, and takes them up when the place is right."""
+    obstruct(path)
+    records = await reopened(path, trouble)
+    assert await records.get(KEY) is None
+    assert not await records.set(KEY, b"x", HOUR)
+    assert trouble.met_by("records")
+    await records.mend()
+
+    os.unlink(path)  # noqa: PTH108 - tells ruff that a test may block
+    await records.mend()
+
+    assert await records.set(KEY, b"x", HOUR)
+    assert trouble.reasons == []
+    await records.close()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB of its own."""
+    with volume(tmp_path / "volume", "3m") as top:
+        yield top
+
+
+async def test_a_full_disk_costs_writes_alone(small: Path, trouble: Trouble) -> None:
+    """What is written is still read; a restart does not move it aside; room brings the writing back."""
+    records = await reopened(small / "records", trouble)
+    await records.set(KEY, b"value", HOUR)
+    fill(small / "filler")
+
+    written = [await records.set((str(number),), bytes(5000), HOUR) for number in range(40)]
+    assert not all(written)
+    assert trouble.reasons == ["records: full"]
+    assert await records.get(KEY) == b"value"
+    await records.close()
+    again = await reopened(small / "records", trouble)
+    assert not (small / "records.aside").exists()
+    assert trouble.reasons in (["records: full"], [])
+
+    (small / "filler").unlink()
+    await again.mend()
+    assert await again.get(KEY) == b"value"
+    assert await again.set(("other",), bytes(5000), HOUR)
+    assert trouble.reasons == []
+    await again.close()
+
+
+async def test_a_read_only_volume_costs_writes_alone(small: Path, trouble: Trouble) -> None:
+    """A book that cannot be written is neither moved aside nor an error."""
+    records = await reopened(small / "records", trouble)
+    await records.set(KEY, b"value", HOUR)
+    await records.close()
+    remount(small, "ro")
+
+    again = await reopened(small / "records", trouble)
+    await again.get(KEY)
+    assert not await again.set(("other",), b"x", HOUR)
+    assert trouble.met_by("records")
+
+    remount(small, "rw")
+    await again.mend()
+    assert await again.get(KEY) == b"value"
+    assert await again.set(("other",), b"x", HOUR)
+    assert trouble.reasons == []
+    await again.close()
+
+
+# Closing
+
+
+async def test_calls_under_way_end_when_the_book_is_closed(records: Records, path: Path, trouble: Trouble) -> None:
+    """What was given before the close is written, what comes later is refused quietly; nobody waits for ever."""
+    before = [asyncio.create_task(records.set((str(number),), b"x", HOUR)) for number in range(200)]
+    reads = [asyncio.create_task(records.get((str(number),))) for number in range(200)]
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(records.close())
+    await asyncio.sleep(0)
+    after = [asyncio.create_task(records.set(("late", str(number)), b"x", HOUR)) for number in range(200)]
+
+    await closing
+    assert all(await asyncio.gather(*before))
+    assert not any(await asyncio.gather(*after))
+    await asyncio.gather(*reads)
+    await records.close()
+    await records.mend()
+    assert await records.get(KEY) is None
+    assert trouble.reasons == []
+
+    again = await reopened(path, trouble)
+    assert await again.get(("199",)) == b"x"
+    await again.close()
+
+
+async def test_a_clean_close_leaves_the_database_alone(records: Records, path: Path) -> None:
+    """Its log is written into it: nothing to recover at the next start."""
+    await records.set(KEY, b"value", HOUR)
+
+    await records.close()
+
+    assert names(path) == ["cache.db"]
+
+
+async def test_a_caller_that_leaves_loses_no_record(records: Records) -> None:
+    """What its request has learnt is written all the same."""
+    writes = [asyncio.create_task(records.set((str(number),), b"x", HOUR)) for number in range(20)]
+    await asyncio.sleep(0)
+    for write in writes:
+        write.cancel()
+    await asyncio.gather(*writes, return_exceptions=True)
+    await records.set(KEY, b"after them", HOUR)
+
+    assert all([await records.get((str(number),)) == b"x" for number in range(20)])
+
+
+async def test_closing_before_the_opening_ended_leaves_nothing_open(path: Path, trouble: Trouble) -> None:
+    """A start that is cut short may stop the book while it is being opened."""
+    records = Records(path, trouble)
+    opening = asyncio.create_task(records.open())
+    await asyncio.sleep(0)
+
+    await records.close()
+    await opening
+
+    assert names(path) == ["cache.db"]
+    assert await records.get(KEY) is None
+
+
+# Size
+
+
+async def test_those_nearest_their_expiry_go_first(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few at a time, in the order of their expiry, also when all of them expire within a minute."""
+    monkeypatch.setattr(module, "_STEP", 10)
+    for number in range(100):
+        await records.set((str(number),), b"x", HOUR + number / 10)
+
+    assert await records.drop_some() == 10
+
+    held = [number for number in range(100) if await records.get((str(number),)) is not None]
+    assert held == list(range(10, 100))
+
+
+async def test_the_database_shrinks_with_its_records(records: Records) -> None:
+    """Room that records gave back is on the disk again."""
+    for number in range(300):
+        await records.set((str(number),), bytes(20_000), HOUR + number)
+    before = await records.volume()
+
+    while await records.drop_some():
+        pass
+
+    assert await records.volume() < before / 10
+    assert await records.count() == 1  # the schema
+
+
+async def test_what_was_moved_aside_counts_and_goes_first(records: Records, path: Path, trouble: Trouble) -> None:
+    """It is of use to nobody but a curious operator."""
+    for number in range(100):
+        await records.set((str(number),), bytes(20_000), HOUR)
+    await records.close()
+    planted(path, "UPDATE Cache SET value = '99' WHERE key = ?", encode_key(("schema",)))
+    again = await reopened(path, trouble)
+    await again.set(KEY, b"value", HOUR)
+    assert await again.volume() > 2_000_000
+
+    assert await again.drop_some() == 1
+
+    assert await again.volume() < 1_000_000
+    assert await again.get(KEY) == b"value"
+    await again.close()
