@@ -27,16 +27,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Measures and prints; the exit code is 0 where every server that is installed answered every question."""
     options = _parser().parse_args(arguments)
     console = Console()
-    load, serve = machine.cores()
-    if load == serve:
+    cores = machine.choose_cores()
+    if cores.load == cores.server:
         console.print("[yellow]Only one core: the load takes time from the servers. Read the CPU figures.[/yellow]")
     effort = QUICK if options.quick else FULL
     effort = Effort(options.rounds or effort.rounds, options.blob_bytes or effort.blob_bytes, effort.seconds)
     try:
-        with machine.pinned(load), tempfile.TemporaryDirectory(prefix="mirror-bench-", dir=options.directory) as home:
+        with (
+            machine.pinned(cores.load),
+            tempfile.TemporaryDirectory(prefix="mirror-bench-", dir=options.directory) as home,
+        ):
             if options.objects:
-                return objects.run(console, Path(home), options.objects, effort, serve, options.json)
-            return _warm_pulls(console, Path(home), options, effort, serve)
+                return objects.run(console, Path(home), options.objects, effort, cores, options.json)
+            return _warm_pulls(console, Path(home), options, effort, cores.server)
     except (BenchFailed, OSError, RuntimeError) as error:
         print(f"bench failed: {error}", file=sys.stderr)
         return 1
@@ -57,6 +60,7 @@ def _warm_pulls(console: Console, home: Path, options: argparse.Namespace, effor
             found = list(measure(question, servers, effort))
             report.show(console, question, report.summarise(question.kind, found), titles)
             samples += found
+        console.print("Ratios: the mirror's figure over this server's, median of the rounds.")
     about |= {"servers": titles, "rounds": effort.rounds, "load_average_after": os.getloadavg()}
     if options.json:
         report.write_json(options.json, about, asked, samples)

@@ -7,10 +7,19 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
 _GROUP_FIELD = 2  # of /proc/PID/stat, counted after the name in brackets: state, parent, group
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Who runs where: the load with everything else, and alone the server that is measured."""
+
+    load: int
+    server: int
 
 
 @contextmanager
@@ -24,10 +33,10 @@ def pinned(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def cores() -> tuple[int, int]:
-    """A core for the load and one for the server that is measured; the same one where there is no other."""
+def choose_cores() -> Cores:
+    """The first and the last that we may use; the same one where there is no other."""
     usable = sorted(os.sched_getaffinity(0))
-    return usable[0], usable[-1]
+    return Cores(usable[0], usable[-1])
 
 
 def cpu_seconds(group: int) -> float:

@@ -47,12 +47,11 @@ def show(console: Console, question: Question, lines: Sequence[Line], titles: Ma
     """Prints the table of one question."""
     table = Table(
         title=question.title,
-        caption="Ratios: the mirror's figure over this server's, median of the rounds.",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         title_justify="left",
         title_style="bold",
-        caption_justify="left",
+        padding=(0, 1, 0, 0),
     )
     blob = question.kind == "blob"
     table.add_column("server", no_wrap=True)
@@ -115,4 +114,4 @@ def _middle(values: Sequence[float | None]) -> float | None:
 def _milliseconds(line: Line) -> str:
     assert line.p50 is not None
     assert line.p99 is not None
-    return f"{line.p50 * 1000:.1f}/{line.p99 * 1000:.1f}"
+    return "/".join(f"{value * 1000:.3g}" for value in (line.p50, line.p99))
