@@ -126,11 +126,6 @@ class BlobStore:
         if len(self._uses) > _MOST_USES:  # they cannot be written: the oldest matters least
             del self._uses[next(iter(self._uses))]
 
-    def as_used(self, entry: BlobEntry) -> BlobEntry:
-        """The entry with the later of its file's time and the use noted in memory."""
-        noted = self._uses.get(entry.digest, 0.0)
-        return entry if noted <= entry.used_at else replace(entry, used_at=noted)
-
     @property
     def unflushed(self) -> int:
         """Uses noted and not yet written."""
@@ -148,9 +143,12 @@ class BlobStore:
         """Every directory that may hold blobs."""
         return DIRECTORIES
 
-    async def scan(self, directory: Directory) -> tuple[list[BlobEntry], int]:
-        """The blobs in one directory, and its part of `net` at the same moment. Raises StorageError."""
-        return await self._writing.run(self._shelves.scan, directory)
+    async def survey(self, directories: Sequence[Directory], show: Callable[[BlobEntry], None]) -> tuple[int, int]:
+        """Shows each blob, with its last use, to `show`, in a thread. Raises StorageError.
+
+        Returns how many they are, and how many bytes they had when this process began; `net` is on top of that.
+        """
+        return await self._writing.run(self._survey, directories, show)
 
     # Spools.
 
@@ -282,6 +280,21 @@ class BlobStore:
             else:
                 self.leftovers[digest] = Leftover(path, size, origin)
         return unsettled == 0
+
+    def _survey(self, directories: Sequence[Directory], show: Callable[[BlobEntry], None]) -> tuple[int, int]:
+        count = size = 0
+        for directory in directories:
+            entries, balance = self._shelves.scan(directory)
+            count += len(entries)
+            size += sum(entry.size for entry in entries) - balance
+            for entry in entries:
+                show(self._as_used(entry))
+        return count, size
+
+    def _as_used(self, entry: BlobEntry) -> BlobEntry:
+        """The entry with the later of its file's time and the use noted in memory."""
+        noted = self._uses.get(entry.digest, 0.0)
+        return entry if noted <= entry.used_at else replace(entry, used_at=noted)
 
     def _create_spool(self, digest: Digest, host: str) -> Spool:
         path = self.root / "spool" / spool_name(digest, host)

@@ -19,6 +19,8 @@ from mirror.store.victims import Oldest
 
 _RESERVE_SECONDS = 2.0
 """How long a fill waits for room before it passes through."""
+_AT_A_TIME = 8
+"""Directories scanned in one go, between which other work of the disk has its turn."""
 _log = structlog.get_logger()
 
 
@@ -185,13 +187,11 @@ class Budget:
     async def _scan(self, need: int) -> None:
         base = objects = 0
         oldest = Oldest(need)
-        for directory in self._blobs.directories():
-            entries, balance = await self._blobs.scan(directory)
-            base -= balance
-            objects += len(entries)
-            for entry in map(self._blobs.as_used, entries):
-                base += entry.size
-                oldest.offer(entry)
+        directories = self._blobs.directories()
+        for start in range(0, len(directories), _AT_A_TIME):
+            count, size = await self._blobs.survey(directories[start : start + _AT_A_TIME], oldest.offer)
+            objects += count
+            base += size
         self._base = base
         self._victims = deque(oldest.chosen())
         self.counted = self._known = True
