@@ -122,7 +122,7 @@ def blob_path(repository: str, blob: Any) -> str:
 
 def spools(mirror: RunningMirror) -> list[str]:
     """The names of the spool files on the disk."""
-    return sorted(path.name for path in (mirror.settings.storage.path / "spool").iterdir())
+    return sorted(path.name for path in (mirror.settings.storage.path / "spool").glob("sha*"))
 
 
 def open_files(mirror: RunningMirror) -> list[str]:

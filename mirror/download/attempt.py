@@ -94,25 +94,36 @@ class Attempt:
         except MirrorError as error:  # asked again, and answered for, where the blob itself is
             _log.info("a leftover spool is not resumed", digest=str(self._digest), error=error.message)
             return
-        self._leftover = blobs.take_leftover(self._digest, host)
-        if self._leftover is None or size is None or not await self._resume(self._leftover, size):
+        leftover = blobs.take_leftover(self._digest, host) if size is not None else None
+        if leftover is None or size is None or not await self._resume(leftover, size):
             return
-        self.size = size
+        self.size, self._leftover = size, leftover
         self._fetch = Fetch(self._digest, self._sources, self._tools, start=self.began_at, size=size, shown_by=source)
 
     async def _resume(self, leftover: Leftover, size: int) -> bool:
-        """Whether the leftover is our spool now; what is of no use is removed."""
+        """Whether the leftover is our spool now."""
         cache, self.began_at = self._tools.cache, leftover.size
         try:
-            if leftover.size <= size and await self._reserve(size):
+            if leftover.size > size:
+                await cache.blobs.discard(leftover)
+            elif await self._reserve_beside(leftover, size):
                 self._spool = await cache.blobs.resume_spool(self._digest, leftover)
                 return True
-            await cache.blobs.discard(leftover)
         except StorageError as error:
             cache.trouble.note("blobs", error)
             self._end_reservation()
-        self._leftover, self.began_at = None, 0
+        self.began_at = 0
         return False
+
+    async def _reserve_beside(self, leftover: Leftover, size: int) -> bool:
+        """Room for all of the blob; without it the leftover stays what it was."""
+        reserved = False
+        try:
+            reserved = await self._reserve(size)
+        finally:
+            if not reserved:
+                self._tools.cache.blobs.put_back(self._digest, leftover)
+        return reserved
 
     async def _learn_size(self, hint: int | None) -> int | None:
         """What may be told of the length: what the upstream says with the bytes, unless a manifest contradicts it."""
@@ -284,7 +295,7 @@ class Attempt:
         await self._fetch.close()
         spool, self._spool = self._spool, None
         try:
-            if self.track is None and self._leftover is not None:
+            if self.track is None and spool is not None and self._leftover is not None:
                 self._tools.cache.blobs.put_back(self._digest, self._leftover)
             elif spool is not None and not (keep and self.size is not None):
                 await self._tools.cache.blobs.discard(spool)

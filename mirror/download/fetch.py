@@ -278,7 +278,7 @@ class Fetch:
             raise UpstreamUnavailable(f"{target} does not give the range that was asked for", reason="range")
         encoded = stream.content_encoding is not None
         if encoded and (self._offset or not self._takes_encoded):
-            raise UpstreamUnavailable(f"{target} sends {self.digest} encoded", reason="encoding")
+            raise UpstreamUnavailable(f"{target} sends a part of {self.digest} encoded", reason="range")
         if stream.partial and self.size is not None and stream.size not in (None, self.size):
             raise UpstreamUnavailable(f"{target} gives {self.digest} another length than before", reason="size")
         if stream.size is not None:

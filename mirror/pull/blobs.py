@@ -165,6 +165,8 @@ class BlobPuller:
         download, track = flight.download, flight.download.track
         if track is None or not download.stores:
             return False
+        if offset < track.visible:
+            return True
         if flight.source is Source.MISS and offset > 0:
             return False  # cold, and not from the start: its own request is the faster answer
         age = asyncio.get_running_loop().time() - download.started
