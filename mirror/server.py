@@ -29,7 +29,7 @@ from mirror.download import Downloads, Tools
 from mirror.memory import Memory
 from mirror.metrics import Metrics
 from mirror.oci.errors import StorageError
-from mirror.pull import BlobPuller, ManifestAsker, ManifestPuller, Permissions
+from mirror.pull import BlobPuller, ManifestAsker, ManifestPuller, Permissions, Renewals
 from mirror.routing import Router
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget
@@ -90,9 +90,10 @@ class Mirror:
         # What is done with it.
         tools = Tools(upstreams, self.cache, self.metrics, timeouts)
         self.downloads = Downloads(tools, abandon_below=settings.abandon_below)
-        self._permissions = Permissions(self.cache, upstreams, router, timeouts.first_byte)
+        self._renewals = Renewals(self.cache, router)
+        self._permissions = Permissions(self.cache, upstreams, self._renewals, self.metrics, timeouts.first_byte)
         asker = ManifestAsker(self.cache, upstreams, self.metrics, timeouts.first_byte)
-        self._manifests = ManifestPuller(self.cache, asker, router, self.metrics, timeouts)
+        self._manifests = ManifestPuller(self.cache, asker, self._renewals, router, self.metrics, timeouts)
         blobs = BlobPuller(self.cache, self.downloads, self._permissions, self.metrics, timeouts)
 
         # Who asks us.
@@ -172,6 +173,7 @@ class Mirror:
         self._closing.push_async_callback(end_upkeep)
         self._closing.push_async_callback(self._manifests.close)
         self._closing.push_async_callback(self._permissions.close)
+        self._closing.push_async_callback(self._renewals.close)
 
     async def _listen(self, application: web.Application, address: Address, *, public: bool = False) -> int:
         runner = web.AppRunner(

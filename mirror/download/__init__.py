@@ -4,7 +4,7 @@ from mirror.download.bodies import Body, BytesPiece, FilePiece, FlightBody, Held
 from mirror.download.download import Download
 from mirror.download.downloads import Downloads
 from mirror.download.fetch import Tools
-from mirror.download.samples import Sample, sample_of_download, sample_of_file
+from mirror.download.samples import Sample, sample_of_file
 
 __all__ = [
     "Body",
@@ -18,6 +18,5 @@ __all__ = [
     "RangeBody",
     "Sample",
     "Tools",
-    "sample_of_download",
     "sample_of_file",
 ]

@@ -90,6 +90,7 @@ class Attempt:
             return
         try:
             # The question is also what permits: nothing else is asked where the spool turns out whole.
+            question = await self._tools.cache.question(source)
             size = await self._ask_size(source)
         except MirrorError as error:  # asked again, and answered for, where the blob itself is
             _log.info("a leftover spool is not resumed", digest=str(self._digest), error=error.message)
@@ -98,7 +99,7 @@ class Attempt:
         if leftover is None or size is None or not await self._resume(leftover, size):
             return
         self.size, self._leftover = size, leftover
-        self._fetch = Fetch(self._digest, self._sources, self._tools, start=self.began_at, size=size, shown_by=source)
+        self._fetch = Fetch(self._digest, self._sources, self._tools, start=self.began_at, size=size, shown=question)
 
     async def _resume(self, leftover: Leftover, size: int) -> bool:
         """Whether the leftover is our spool now."""
@@ -208,8 +209,9 @@ class Attempt:
             await self._fetch.go_on()
         track.complete()
         self.size = track.written
-        if self.shown_by is not None and self._is_from_one_host:
-            await self._tools.cache.put_link(self.shown_by, self._digest, track.written, proven=True)
+        shown = self._fetch.shown
+        if shown is not None and self._is_from_one_host:
+            await self._tools.cache.put_link(shown, "blob", self._digest, track.written, proven=True)
         return True
 
     async def append(self, pieces: list[bytes]) -> None:

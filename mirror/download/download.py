@@ -28,6 +28,8 @@ class Download:
         self, digest: Digest, source: Target, tools: Tools, *, abandon_below: int, background: bool, pass_through: bool
     ) -> None:
         self.digest = digest
+        self.host = source.upstream.host
+        """The upstream that all its sources belong to."""
         self.sources = Sources(source)
         self.track: SpoolTrack | WindowTrack | None = None
         self.started = asyncio.get_running_loop().time()
@@ -151,7 +153,6 @@ class Download:
         try:
             if not await self._try(first=True):
                 self.sources.rotate()
-                self._background = True
                 await self._try(first=False)
         except MirrorError as error:
             self._fail(error)
@@ -177,6 +178,7 @@ class Download:
                 return True
             if isinstance(attempt.track, SpoolTrack) and attempt.track.frozen is not None:
                 return self._left_to_its_readers()
+            await self._tools.cache.drop_claim(attempt.culprit, "blob", self.digest)
             self._drop(self._blame(attempt), last=not first)
         except UpstreamUnavailable as error:
             self._drop(error, last=not attempt.improvable)
@@ -215,6 +217,7 @@ class Download:
         if last:
             self._fail(error)
             return
+        self._background = True  # now: its readers leave while this attempt is cleaned up
         track, self.track, self._size = self.track, None, None
         if track is not None:
             track.fail(error)

@@ -1,4 +1,8 @@
-"""The downloads under way: at most one per digest that newcomers may join."""
+"""The downloads under way: at most one per digest and upstream host that newcomers may join.
+
+Bytes of different upstreams never mix. What one of them sends, garbage or silence, touches no client of another, and
+nobody gets through one what another has shown. Two that are asked for a blob at the same time are asked once each.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +22,15 @@ class Downloads:
     def __init__(self, tools: Tools, *, abandon_below: int) -> None:
         self.tools = tools
         self._abandon_below = abandon_below
-        self._joinable: dict[Digest, Download] = {}
+        self._joinable: dict[tuple[Digest, str], Download] = {}
         self._all: set[Download] = set()
         self._closed = False
 
-    def current(self, digest: Digest) -> Download | None:
-        """The download of `digest` that a newcomer can join from byte 0."""
-        download = self._joinable.get(digest)
+    def current(self, digest: Digest, host: str) -> Download | None:
+        """The download of `digest` from the upstream `host` that a newcomer can join from byte 0."""
+        download = self._joinable.get((digest, host))
         if download is not None and not download.joinable:
-            del self._joinable[digest]
+            del self._joinable[digest, host]
             return None
         return download
 
@@ -47,7 +51,7 @@ class Downloads:
             background=background,
             pass_through=pass_through,
         )
-        self._joinable[digest] = download
+        self._joinable[digest, download.host] = download
         self._all.add(download)
         self.tools.metrics.downloads_in_flight.set(len(self._all))
         download.start(self._ended)
@@ -70,7 +74,7 @@ class Downloads:
     async def detour(self, digest: Digest, target: Target, error: OSError) -> Body:
         """A body for a client whose bytes can no longer be read from our disk: a fetch past the disk, shared."""
         self.tools.cache.trouble.note("blobs", error)
-        download = self.current(digest) or self.start(digest, target, pass_through=True)
+        download = self.current(digest, target.upstream.host) or self.start(digest, target, pass_through=True)
         download.sources.add(target)
         return self.read(download, target)
 
@@ -90,8 +94,9 @@ class Downloads:
         await asyncio.gather(*(download.cancel() for download in list(self._all)))
 
     def _retire(self, download: Download) -> None:
-        if self._joinable.get(download.digest) is download:
-            del self._joinable[download.digest]
+        key = (download.digest, download.host)
+        if self._joinable.get(key) is download:
+            del self._joinable[key]
 
     def _ended(self, download: Download) -> None:
         self._retire(download)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from mirror.cache import Cache
+from mirror.cache import Cache, Question
 from mirror.config import Timeouts
 from mirror.download.sources import Sources
 from mirror.metrics import Metrics
@@ -56,7 +56,7 @@ class Fetch:
         start: int = 0,
         stop: int | None = None,
         size: int | None = None,
-        shown_by: Target | None = None,
+        shown: Question | None = None,
         skip_limit: int | None = None,
         takes_encoded: bool = False,
     ) -> None:
@@ -65,9 +65,9 @@ class Fetch:
         """Length of the whole blob in bytes, as the upstream tells it with the bytes."""
         self.stop = stop
         """Where the bytes that are wanted end; may be set after `open`."""
-        self.shown_by = shown_by
-        """The source of the bytes that come now: the first one that was asked of its upstream host."""
-        self.givers = {shown_by.upstream.host} if shown_by is not None else set()
+        self.shown = shown
+        """The question that the bytes answer which come now: the first one to its upstream host."""
+        self.givers = {shown.target.upstream.host} if shown is not None else set()
         """The upstream hosts that the bytes came from."""
         self.encoded = False
         """Whether the upstream sends a Content-Encoding although it was asked for none: lengths mean nothing then."""
@@ -87,6 +87,11 @@ class Fetch:
         self._gained = 0
         self._tries = 0
         self._waited = 0.0
+
+    @property
+    def shown_by(self) -> Target | None:
+        """The source of the bytes that come now."""
+        return self.shown.target if self.shown is not None else None
 
     async def open(self, seconds: float) -> None:
         """Gets the first headers; a source has `seconds` from when it joined, or from now.
@@ -259,6 +264,7 @@ class Fetch:
             raise UpstreamTimeout(f"{target}: no answer in time, and others are waiting") from None
 
     async def _ask(self, target: Target, deadline: Deadline) -> None:
+        question = await self._tools.cache.question(target)
         try:
             stream = await self._tools.upstreams.open_blob(target, self.digest, deadline, self._byte_range())
         except UpstreamUnavailable as error:
@@ -267,12 +273,13 @@ class Fetch:
             self._whole = True
             stream = await self._tools.upstreams.open_blob(target, self.digest, deadline)
         try:
-            await self._accept(stream, target)
+            await self._accept(stream, question)
         except BaseException:
             await stream.close()
             raise
 
-    async def _accept(self, stream: BlobStream, target: Target) -> None:
+    async def _accept(self, stream: BlobStream, question: Question) -> None:
+        target = question.target
         surplus = self._offset - stream.start
         if surplus < 0 or (self._skip_limit is not None and surplus > self._skip_limit):
             raise UpstreamUnavailable(f"{target} does not give the range that was asked for", reason="range")
@@ -282,18 +289,13 @@ class Fetch:
         if stream.partial and self.size is not None and stream.size not in (None, self.size):
             raise UpstreamUnavailable(f"{target} gives {self.digest} another length than before", reason="size")
         if stream.size is not None:
-            await self._note_link(target, stream.size)
+            # Headers are a claim; the link is proven when the digest matches.
+            await self._tools.cache.put_link(question, "blob", self.digest, stream.size, proven=False)
             self.size = self.size if self.size is not None else stream.size
         self.encoded = encoded
         if self.shown_by is None or self.shown_by.upstream.host != target.upstream.host:
-            self.shown_by = target
+            self.shown = question
         self._stream, self._chunks, self._position = stream, stream.chunks(), stream.start
-
-    async def _note_link(self, target: Target, size: int) -> None:
-        """Headers are a claim; the link is proven when the digest matches, unless it was before."""
-        link = await self._tools.cache.link(target, self.digest)
-        if link is None or not link.proven:
-            await self._tools.cache.put_link(target, self.digest, size, proven=False)
 
     def _byte_range(self) -> ByteRange | None:
         """What is missing, always closed: some registries refuse an open end. None asks for the whole blob."""

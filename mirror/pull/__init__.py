@@ -5,5 +5,15 @@ from mirror.pull.asking import ManifestAsker
 from mirror.pull.blobs import BlobPuller
 from mirror.pull.manifests import ManifestPuller
 from mirror.pull.permission import Permissions
+from mirror.pull.renewals import Renewals
 
-__all__ = ["BlobAnswer", "BlobPuller", "ManifestAnswer", "ManifestAsker", "ManifestPuller", "Permissions", "Source"]
+__all__ = [
+    "BlobAnswer",
+    "BlobPuller",
+    "ManifestAnswer",
+    "ManifestAsker",
+    "ManifestPuller",
+    "Permissions",
+    "Renewals",
+    "Source",
+]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 
 import structlog
 
-from mirror.cache import Cache, HeldManifest, TagRecord
+from mirror.cache import Cache, HeldManifest, LinkRecord, Question
 from mirror.config.names import HUB
 from mirror.memory import Bounded
 from mirror.metrics import Metrics
@@ -26,7 +27,11 @@ _log = structlog.get_logger()
 
 
 class ManifestAsker:
-    """One question at a time, each within `first_byte`; what was learnt is stored before it is returned."""
+    """One question at a time, each within `first_byte`; what was learnt is stored before it is returned.
+
+    Everything raises ManifestUnknown, NameUnknown, UpstreamRefused and UpstreamUnavailable. With `head` only headers
+    are wanted: no content need come with the answer, and Docker Hub is not sent a GET, which would cost quota.
+    """
 
     def __init__(self, cache: Cache, upstreams: Upstreams, metrics: Metrics, first_byte: float) -> None:
         self._cache = cache
@@ -35,101 +40,85 @@ class ManifestAsker:
         self._first_byte = first_byte
         self._headless: Bounded[str, Deadline] = Bounded(_HEADLESS_HOSTS)
 
-    async def by_tag(self, target: Target, tag: Tag, record: TagRecord | None, *, head: bool) -> ManifestAnswer:
-        """What the tag means now. HEAD first where that can save a GET: `record` is what it meant, or `head` is all
-        that is wanted. Raises ManifestUnknown, NameUnknown, UpstreamRefused, UpstreamUnavailable.
-        """
+    async def by_tag(self, target: Target, tag: Tag, known: Digest | None, *, head: bool) -> ManifestAnswer:
+        """What the tag means now; `known` is what it meant. HEAD first where that can save a GET."""
         deadline = Deadline.after(self._first_byte)
-        if record is not None or head:
-            told = await self._head(target, tag, deadline)
-            if told is not None and record is not None and told.digest == Digest.parse(record.digest):
-                answer = await self._unmoved(target, tag, record, head=head)
-                if answer is not None:
+        question = await self._cache.question(target)
+        if known is not None or head:
+            told = await self._head(target, tag, deadline, head=head)
+            if told is not None:
+                answer = await self._by_head(question, told, known)
+                if head or answer.content is not None:
+                    await self._cache.put_tag(question, tag, answer.digest)
                     return answer
-            elif told is not None and head:
-                return await self._named(target, tag, told)
-        return await self._get_tag(target, tag, deadline)
+        return await self._get_tag(question, tag, deadline)
 
-    async def by_digest(
-        self, target: Target, digest: Digest, held: HeldManifest | None, *, head: bool
-    ) -> ManifestAnswer:
-        """A manifest that is not here, or `held` but not yet shown in this repository. Raises as `by_tag`."""
+    async def by_digest(self, target: Target, digest: Digest, *, head: bool) -> ManifestAnswer:
+        """A manifest that is not here, or not yet shown in this repository. HEAD first where its word is enough."""
         deadline = Deadline.after(self._first_byte)
-        if held is not None:
-            # Bytes that came from another upstream are not proven by its word; its GET proves them.
-            if await self._cache.origin(digest) == target.upstream.host:
-                answer = await self._confirmed(target, held, deadline)
-                if answer is not None:
+        question = await self._cache.question(target)
+        if head or await self._is_from(target, digest):
+            told = await self._head(target, digest, deadline, head=head)
+            if told is not None:
+                answer = await self._by_head(question, told, None)
+                if head or answer.content is not None:
                     return answer
-        elif head:
-            told = await self._head(target, digest, deadline)
-            if told is not None and told.digest == digest and told.size is not None:
-                media_type = media_type_of(None, told.content_type)
-                await self._cache.put_link(target, digest, told.size, media_type, proven=False)
-                return ManifestAnswer(digest, told.size, media_type, None, Source.MISS)
-        return await self._get_digest(target, digest, deadline)
+        return await self._get_digest(question, digest, deadline)
 
     # HEAD.
 
-    async def _head(self, target: Target, reference: Reference, deadline: Deadline) -> ManifestHead | None:
+    async def _head(self, target: Target, reference: Reference, deadline: Deadline, *, head: bool) -> _Told | None:
         """What a HEAD tells; None where it is of no use, and a GET must tell."""
         host = target.upstream.host
         known = self._headless.get(host)
-        if known is not None and not known.expired:
-            return None
-        try:
-            told = await self._upstreams.head_manifest(target, reference, deadline)
-        except (Unknown, UpstreamRefused) as no:
-            await self._cache.heard_no(target, reference, "manifest", no)
-            raise
-        if told.digest is not None:
-            return told
-        if host == HUB:
+        if known is None or known.expired:
+            try:
+                told = await self._upstreams.head_manifest(target, reference, deadline)
+            except (Unknown, UpstreamRefused) as no:
+                await self._cache.heard_no(target, reference, "manifest", no)
+                raise
+            if told.digest is None and host != HUB:
+                self._headless.set(host, Deadline.after(_HEADLESS_SECONDS))
+            if (useful := _Told.of(told, reference)) is not None:
+                return useful
+        if head and host == HUB:
             raise UpstreamUnavailable(f"{target}: HEAD told nothing, and a GET would cost quota", reason="head")
-        self._headless.set(host, Deadline.after(_HEADLESS_SECONDS))
         return None
 
-    async def _unmoved(self, target: Target, tag: Tag, record: TagRecord, *, head: bool) -> ManifestAnswer | None:
-        """The answer where the tag is what it was; None where its bytes have gone and are wanted."""
-        digest = Digest.parse(record.digest)
-        held = await self._cache.manifest(digest)
-        link = await self._cache.link(target, digest)
-        if (held is None or link is None) and not head:
-            return None
-        await self._cache.put_tag(target, tag, digest, record.size, record.media_type)
-        if link is not None:
-            await self._cache.put_link(target, digest, record.size, record.media_type, proven=link.proven)
-        content = held.content if held is not None and link is not None else None
-        return ManifestAnswer(digest, record.size, record.media_type, content, Source.REVALIDATED)
+    async def _by_head(self, question: Question, told: _Told, known: Digest | None) -> ManifestAnswer:
+        """The answer that a HEAD allows: with the content where we hold it and this word permits to give it."""
+        held = await self._cache.manifest(told.digest)
+        link = await self._note_head(question, told, held)
+        if held is not None and not link.proven:
+            held = None
+        source = Source.REVALIDATED if held is not None or told.digest == known else Source.MISS
+        content = held.content if held is not None else None
+        return ManifestAnswer(told.digest, link.size, link.media_type, content, source)
 
-    async def _named(self, target: Target, tag: Tag, told: ManifestHead) -> ManifestAnswer:
-        assert told.digest is not None
-        assert told.size is not None
-        media_type = media_type_of(None, told.content_type)
-        await self._cache.put_tag(target, tag, told.digest, told.size, media_type)
-        return ManifestAnswer(told.digest, told.size, media_type, None, Source.MISS)
+    async def _note_head(self, question: Question, told: _Told, held: HeldManifest | None) -> LinkRecord:
+        """Notes a claim; for what we hold from the same upstream it is as good as the bytes, if the length is right."""
+        same = held is not None and len(held.content) == told.size and await self._is_from(question.target, told.digest)
+        manifest = parse_manifest(held.content) if held is not None and same else None
+        media_type = media_type_of(manifest, told.content_type)
+        return await self._cache.put_link(question, "manifest", told.digest, told.size, media_type, proven=same)
 
-    async def _confirmed(self, target: Target, held: HeldManifest, deadline: Deadline) -> ManifestAnswer | None:
-        told = await self._head(target, held.digest, deadline)
-        size = len(held.content)
-        if told is None or told.digest != held.digest or told.size != size:
-            return None
-        media_type = media_type_of(held.named, told.content_type)
-        await self._cache.put_link(target, held.digest, size, media_type, proven=True)
-        return ManifestAnswer(held.digest, size, media_type, held.content, Source.REVALIDATED)
+    async def _is_from(self, target: Target, digest: Digest) -> bool:
+        return await self._cache.origin(digest) == target.upstream.host
 
     # GET.
 
-    async def _get_digest(self, target: Target, digest: Digest, deadline: Deadline) -> ManifestAnswer:
+    async def _get_digest(self, question: Question, digest: Digest, deadline: Deadline) -> ManifestAnswer:
+        target = question.target
         for _ in range(2):
             body = await self._get(target, digest, deadline)
             content = next((data for data in _readings(body) if digest.matches(data)), None)
             if content is not None:
-                return await self._store(target, digest, content, body.content_type)
+                return await self._store(question, digest, content, body.content_type)
             self._mismatch(target, digest)
         raise UpstreamCorrupt(f"{target} twice sent a manifest that is not {digest}")
 
-    async def _get_tag(self, target: Target, tag: Tag, deadline: Deadline) -> ManifestAnswer:
+    async def _get_tag(self, question: Question, tag: Tag, deadline: Deadline) -> ManifestAnswer:
+        target = question.target
         body = await self._get(target, tag, deadline)
         found = _identify(body)
         if found is None:
@@ -139,9 +128,10 @@ class ManifestAsker:
             found = _identify(again) or (_by_content(again) if again.content == body.content else None)
             if found is None:
                 raise UpstreamCorrupt(f"{target}:{tag} twice came with bytes that its digest header denies")
+            body = again
         digest, content = found
-        answer = await self._store(target, digest, content, body.content_type)
-        await self._cache.put_tag(target, tag, digest, answer.size, answer.media_type)
+        answer = await self._store(question, digest, content, body.content_type)
+        await self._cache.put_tag(question, tag, digest)
         return answer
 
     async def _get(self, target: Target, reference: Reference, deadline: Deadline) -> ManifestBody:
@@ -151,18 +141,36 @@ class ManifestAsker:
             await self._cache.heard_no(target, reference, "manifest", no)
             raise
 
-    async def _store(self, target: Target, digest: Digest, content: bytes, content_type: str | None) -> ManifestAnswer:
+    async def _store(
+        self, question: Question, digest: Digest, content: bytes, content_type: str | None
+    ) -> ManifestAnswer:
         """Keeps a verified manifest: bytes first, names after."""
         if await self._cache.manifest(digest) is None:
-            await self._cache.put_origin(digest, target.upstream.host)
-        held = await self._cache.put_manifest(digest, content)
-        media_type = media_type_of(held.named, content_type)
-        await self._cache.put_link(target, digest, len(content), media_type, proven=True)
+            await self._cache.put_origin(digest, question.target.upstream.host)
+        await self._cache.put_manifest(digest, content)
+        media_type = media_type_of(parse_manifest(content), content_type)
+        await self._cache.put_link(question, "manifest", digest, len(content), media_type, proven=True)
         return ManifestAnswer(digest, len(content), media_type, content, Source.MISS)
 
     def _mismatch(self, target: Target, reference: Reference) -> None:
         self._metrics.digest_mismatches.labels(upstream=target.upstream.entry).inc()
         _log.error("an upstream sent wrong bytes", source=str(target), reference=str(reference))
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a useful HEAD said; nothing of it is verified. `size` in bytes."""
+
+    digest: Digest
+    size: int
+    content_type: str | None
+
+    @classmethod
+    def of(cls, head: ManifestHead, reference: Reference) -> _Told | None:
+        """None where it says too little, or speaks of another manifest than it was asked for."""
+        if head.digest is None or head.size is None or (isinstance(reference, Digest) and head.digest != reference):
+            return None
+        return cls(head.digest, head.size, head.content_type)
 
 
 def _readings(body: ManifestBody) -> list[bytes]:

@@ -7,24 +7,16 @@ from dataclasses import dataclass
 
 from mirror.cache import Cache
 from mirror.config import Timeouts
-from mirror.download import (
-    Body,
-    Download,
-    Downloads,
-    FlightBody,
-    HeldBody,
-    RangeBody,
-    sample_of_download,
-    sample_of_file,
-)
+from mirror.download import Body, Download, Downloads, FlightBody, HeldBody, RangeBody
 from mirror.metrics import Metrics
 from mirror.oci.byte_range import RangeSpec
 from mirror.oci.digest import Digest
-from mirror.oci.errors import StorageError, UpstreamTimeout
+from mirror.oci.errors import StorageError
 from mirror.pull.answers import BlobAnswer, Source
-from mirror.pull.permission import Permissions
+from mirror.pull.permission import Permissions, Unprovable
 from mirror.routing import Target
 from mirror.store.files import SharedFile
+from mirror.transport import Deadline
 
 
 class BlobPuller:
@@ -40,34 +32,28 @@ class BlobPuller:
         self._timeouts = timeouts
 
     async def head(self, target: Target, digest: Digest) -> BlobAnswer:
-        """The blob's length; asks the upstream where it is not known, and never fetches the blob.
+        """The blob's length; asks the upstream where it has not told yet, and never fetches the blob.
 
         Raises BlobUnknown, UpstreamRefused, UpstreamUnavailable.
         """
-        file = await self._open(digest)
-        if file is None:
-            known = await self._cache.link(target, digest)
-            link = known or await self._permissions.ask_size(target, digest, self._timeouts.cold_head)
-            return BlobAnswer(digest, link.size, None, None, Source.MISS if known is None else Source.HIT)
-        try:
-            return BlobAnswer(digest, file.size, None, None, await self._permit_held(target, digest, file))
-        finally:
-            file.release()
+        size, source = await self._permissions.size(target, digest, Deadline.after(self._timeouts.cold_head))
+        return BlobAnswer(digest, size, None, None, source)
 
     async def get(self, target: Target, digest: Digest, spec: RangeSpec | None) -> BlobAnswer:
         """The blob or a range of it. The caller closes the answer's body.
 
         Raises BlobUnknown, UpstreamRefused, UpstreamUnavailable, RangeNotSatisfiable.
         """
+        first_byte = Deadline.after(self._timeouts.first_byte)
         file = await self._open(digest)
         if file is not None:
-            return await self._from_file(target, digest, spec, file)
-        seconds = self._timeouts.first_byte if spec is None else self._timeouts.cold_head
-        try:
-            async with asyncio.timeout(seconds):
-                flight = await self._board(target, digest, background=spec is not None)
-        except TimeoutError:
-            raise UpstreamTimeout(f"{target} did not begin to send {digest} in {seconds:g} s") from None
+            try:
+                return await self._from_file(target, digest, spec, file, first_byte)
+            except Unprovable:
+                pass  # fetched from there, whole: that proves it
+        deadline = first_byte if spec is None else min(first_byte, Deadline.after(self._timeouts.cold_head))
+        boarding = self._board(target, digest, deadline, background=spec is not None)
+        flight = await deadline.bound(boarding, f"{target}@{digest}")
         if spec is None:
             return BlobAnswer(digest, flight.size, None, flight.body, flight.source)
         return await self._range(target, flight, spec)
@@ -81,21 +67,15 @@ class BlobPuller:
             self._cache.trouble.note("blobs", error)
             return None
 
-    async def _permit_held(self, target: Target, digest: Digest, file: SharedFile) -> Source:
-        origin = await self._cache.origin(digest)
-        if await self._permissions.given(target, digest, origin):
-            return Source.HIT
-        blobs = self._cache.blobs
-        await self._permissions.ask(target, digest, file.size, origin, lambda: sample_of_file(blobs, file, file.size))
-        return Source.REVALIDATED
-
-    async def _from_file(self, target: Target, digest: Digest, spec: RangeSpec | None, file: SharedFile) -> BlobAnswer:
+    async def _from_file(
+        self, target: Target, digest: Digest, spec: RangeSpec | None, file: SharedFile, deadline: Deadline
+    ) -> BlobAnswer:
         async def detour(error: OSError) -> Body:
             await self._cache.drop_blob(digest)
             return await self._downloads.detour(digest, target, error)
 
         try:
-            source = await self._permit_held(target, digest, file)
+            source = await self._permissions.held(target, digest, file, deadline)
             byte_range = spec.resolve(file.size) if spec is not None else None
         except BaseException:
             file.release()
@@ -104,12 +84,13 @@ class BlobPuller:
 
     # On its way.
 
-    async def _board(self, target: Target, digest: Digest, *, background: bool) -> _Flight:
+    async def _board(self, target: Target, digest: Digest, deadline: Deadline, *, background: bool) -> _Flight:
         """Joins the download of the blob, or starts it, and waits until its length is known and may be told."""
-        download = self._downloads.current(digest)
+        host = target.upstream.host
+        download = self._downloads.current(digest, host)
         if download is None or target not in download.sources:
             await self._cache.check_absence(target, digest, "blob")
-            download = self._downloads.current(digest)  # perhaps somebody else began meanwhile
+            download = self._downloads.current(digest, host)  # perhaps somebody else began meanwhile
         if download is None:
             source = Source.MISS
             download = self._downloads.start(digest, target, background=background)
@@ -120,22 +101,12 @@ class BlobPuller:
         body = self._downloads.read(download, target)
         try:
             size = await body.opened()
-            await self._permit_flight(target, download, size)
+            if target != download.shown_by:  # shown in another repository: that is no permission here
+                await self._permissions.in_flight(target, digest, size, deadline)
         except BaseException:
             await body.close()
             raise
         return _Flight(download, size, body, source)
-
-    async def _permit_flight(self, target: Target, download: Download, size: int) -> None:
-        """A reader whose own upstream did not show these bytes needs a permission of its own."""
-        if target == download.shown_by:
-            return
-        origin = download.shown_by.upstream.host if download.shown_by else None
-        if not await self._permissions.given(target, download.digest, origin):
-            blobs = self._cache.blobs
-            await self._permissions.ask(
-                target, download.digest, size, origin, lambda: sample_of_download(blobs, download, target)
-            )
 
     # Ranges of what is not held.
 

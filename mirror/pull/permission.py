@@ -2,45 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 import structlog
 
 from mirror.cache import Cache, LinkRecord
-from mirror.download import Sample
+from mirror.download import Sample, sample_of_file
+from mirror.metrics import Metrics
 from mirror.oci.byte_range import ByteRange
 from mirror.oci.digest import Digest
-from mirror.oci.errors import (
-    BlobUnknown,
-    MirrorError,
-    StorageError,
-    Unknown,
-    UpstreamRefused,
-    UpstreamTimeout,
-    UpstreamUnavailable,
-)
-from mirror.routing import Router, Target
+from mirror.oci.errors import StorageError, Unknown, UpstreamCorrupt, UpstreamRefused, UpstreamUnavailable
+from mirror.pull.answers import Source
+from mirror.pull.renewals import Renewals
+from mirror.routing import Target
 from mirror.singleflight import SingleFlight
+from mirror.store.files import SharedFile
 from mirror.transport import Deadline
-from mirror.upstream import Upstreams
+from mirror.upstream import BlobStream, Upstreams
 
+_MOST_SKIPPED = 1 << 20
+"""Bytes that are read to get at those to compare, where an upstream ignores ranges."""
 _log = structlog.get_logger()
 
-Sampler = Callable[[], Awaitable[Sample]]
+
+class Unprovable(UpstreamUnavailable):
+    """The upstream says that it has the blob, but shows no part of it or tells another length: fetch it whole."""
 
 
 class Permissions:
     """Asks upstreams for links to blobs, each question once at a time.
 
     A manifest that names a digest is no answer, only a reason to ask: whoever can push a manifest can name a foreign
-    digest.
+    digest. Everything raises BlobUnknown or UpstreamRefused where the upstream says no, and UpstreamUnavailable where
+    it does not answer in time.
     """
 
-    def __init__(self, cache: Cache, upstreams: Upstreams, router: Router, first_byte: float) -> None:
+    def __init__(
+        self, cache: Cache, upstreams: Upstreams, renewals: Renewals, metrics: Metrics, first_byte: float
+    ) -> None:
         self._cache = cache
         self._upstreams = upstreams
-        self._router = router
+        self._renewals = renewals
+        self._metrics = metrics
         self._first_byte = first_byte
         self._questions = SingleFlight()
 
@@ -48,93 +51,123 @@ class Permissions:
         """Stops what is being asked."""
         await self._questions.close()
 
-    async def given(self, target: Target, digest: Digest, origin: str | None) -> bool:
-        """Whether bytes that came from the upstream host `origin` may be given through `target` without asking.
+    async def held(self, target: Target, digest: Digest, file: SharedFile, deadline: Deadline) -> Source:
+        """Makes sure that the blob in `file` may be given: HIT without asking, else REVALIDATED.
 
-        A link of some age is renewed in the background.
+        An upstream other than the one that it came from must show some of its bytes, else it could claim any digest.
+        Raises Unprovable where it cannot.
         """
-        link = await self._cache.link(target, digest)
-        if link is None or not (link.proven or origin == target.upstream.host):
-            return False
-        if self._cache.age(link.checked_at) > self._router.settings(target.upstream).link_ttl:
-            self._questions.start(("renew", target, digest), lambda: self._renew(target, digest, link))
-        return True
+        link = await self._cache.link(target, "blob", digest)
+        if link is not None and await self._cache.permits(target, digest, link, file.size):
+            self._use(target, digest, link)
+            return Source.HIT
+        claim = await self._claimed(target, digest, file.size, deadline)
+        if not await self._cache.permits(target, digest, claim, file.size):
+            # Read here, while the caller holds the file: the question may outlive the caller.
+            sample = await self._sample(digest, file)
+            await self._ask(
+                ("proof", target, digest),
+                deadline,
+                lambda within: self._prove(target, digest, claim.size, sample, within),
+            )
+        return Source.REVALIDATED
 
-    async def ask(self, target: Target, digest: Digest, size: int, origin: str | None, sampler: Sampler) -> None:
-        """Asks whether `target` has a blob of `size` bytes that is here, or on its way here, from `origin`.
+    async def in_flight(self, target: Target, digest: Digest, size: int, deadline: Deadline) -> None:
+        """Makes sure that a blob of `size` bytes, on its way here from the same upstream, may be given."""
+        await self._claimed(target, digest, size, deadline)
 
-        `sampler` gives some of its bytes: an upstream other than the one they came from must show them, else it could
-        claim any digest. Raises BlobUnknown or UpstreamRefused where the upstream says no, UpstreamUnavailable where
-        it does not answer; bounded by `first_byte`.
-        """
+    async def size(self, target: Target, digest: Digest, deadline: Deadline) -> tuple[int, Source]:
+        """The blob's length in bytes, as the upstream says; HIT where it has said so before. It is remembered."""
+        link = await self._cache.link(target, "blob", digest)
+        if link is not None:
+            self._use(target, digest, link)
+            return link.size, Source.HIT
+        return (await self._claim(target, digest, deadline)).size, Source.MISS
+
+    async def _claimed(self, target: Target, digest: Digest, size: int, deadline: Deadline) -> LinkRecord:
+        """The upstream's word that it has the blob, with this length; asked for unless it is known."""
+        link = await self._cache.link(target, "blob", digest)
+        if link is None or link.size != size:
+            link = await self._claim(target, digest, deadline)
+        if link.size != size:
+            raise Unprovable(f"{target} gives {digest} another length than it has", reason="size")
+        return link
+
+    async def _claim(self, target: Target, digest: Digest, deadline: Deadline) -> LinkRecord:
         await self._cache.check_absence(target, digest, "blob")
-        await self._in_time(
-            self._first_byte, ("blob", target, digest), lambda: self._ask(target, digest, size, origin, sampler)
+        return await self._ask(("claim", target, digest), deadline, lambda within: self._head(target, digest, within))
+
+    def _use(self, target: Target, digest: Digest, link: LinkRecord) -> None:
+        self._renewals.used(
+            target, "blob", digest, link, lambda: self._head(target, digest, Deadline.after(self._first_byte))
         )
 
-    async def ask_size(self, target: Target, digest: Digest, seconds: float) -> LinkRecord:
-        """Asks for the length of a blob that is not here, waiting at most `seconds`; the answer is remembered.
-
-        Raises BlobUnknown, UpstreamRefused, UpstreamUnavailable.
-        """
-        link = await self._cache.link(target, digest)
-        if link is not None:
-            return link
-        await self._cache.check_absence(target, digest, "blob")
-        return await self._in_time(seconds, ("size", target, digest), lambda: self._ask_size(target, digest))
-
-    async def _in_time(
-        self, seconds: float, key: tuple[str, Target, Digest], question: Callable[[], Awaitable[LinkRecord]]
+    async def _ask(
+        self,
+        key: tuple[str, Target, Digest],
+        deadline: Deadline,
+        question: Callable[[Deadline], Awaitable[LinkRecord]],
     ) -> LinkRecord:
+        """Asks, or joins whoever does. The asking has `first_byte` of its own and goes on when we stop waiting."""
+        asked = self._questions.run(key, lambda: question(Deadline.after(self._first_byte)))
+        return await deadline.bound(asked, f"{key[1]}@{key[2]}")
+
+    # What is asked.
+
+    async def _head(self, target: Target, digest: Digest, deadline: Deadline) -> LinkRecord:
+        question = await self._cache.question(target)
         try:
-            async with asyncio.timeout(seconds):
-                return await self._questions.run(key, question)
-        except TimeoutError:
-            raise UpstreamTimeout(f"{key[1]} did not say in {seconds:g} s whether it has {key[2]}") from None
-
-    async def _ask(self, target: Target, digest: Digest, size: int, origin: str | None, sampler: Sampler) -> LinkRecord:
-        if await self._head(target, digest) != size:
-            raise UpstreamUnavailable(f"{target} gives {digest} another length than it has", reason="size")
-        if size and origin != target.upstream.host:
-            await self._prove(target, digest, sampler)
-        return await self._cache.put_link(target, digest, size, proven=True)
-
-    async def _ask_size(self, target: Target, digest: Digest) -> LinkRecord:
-        size = await self._head(target, digest)
-        if size is None:
-            raise UpstreamUnavailable(f"{target} does not tell the length of {digest}", reason="length")
-        return await self._cache.put_link(target, digest, size, proven=False)
-
-    async def _renew(self, target: Target, digest: Digest, link: LinkRecord) -> None:
-        try:
-            if await self._head(target, digest) == link.size:
-                await self._cache.put_link(target, digest, link.size, proven=link.proven)
-        except MirrorError as error:
-            _log.info("a link was not renewed", source=str(target), digest=str(digest), reason=error.message)
-
-    async def _head(self, target: Target, digest: Digest) -> int | None:
-        try:
-            return await self._upstreams.head_blob(target, digest, Deadline.after(self._first_byte))
+            size = await self._upstreams.head_blob(target, digest, deadline)
         except (Unknown, UpstreamRefused) as no:
             await self._cache.heard_no(target, digest, "blob", no)
             raise
+        if size is None:
+            raise UpstreamUnavailable(f"{target} does not tell the length of {digest}", reason="length")
+        return await self._cache.put_link(question, "blob", digest, size, proven=False)
 
-    async def _prove(self, target: Target, digest: Digest, sampler: Sampler) -> None:
+    async def _prove(self, target: Target, digest: Digest, size: int, ours: Sample, deadline: Deadline) -> LinkRecord:
+        question = await self._cache.question(target)
+        theirs = await deadline.bound(self._shown(target, digest, ours, deadline), f"{target}@{digest}")
+        if theirs != ours.data:
+            self._metrics.digest_mismatches.labels(upstream=target.upstream.entry).inc()
+            _log.error("an upstream claims bytes that it does not have", source=str(target), digest=str(digest))
+            await self._cache.drop_claim(target, "blob", digest)
+            raise UpstreamCorrupt(f"{target} does not show the bytes of {digest}")
+        return await self._cache.put_link(question, "blob", digest, size, proven=True)
+
+    async def _shown(self, target: Target, digest: Digest, ours: Sample, deadline: Deadline) -> bytes:
+        """What the upstream has where our sample stands."""
+        byte_range = ByteRange(ours.offset, ours.offset + len(ours.data) - 1)
         try:
-            ours = await sampler()
+            stream = await self._upstreams.open_blob(target, digest, deadline, byte_range)
+        except UpstreamUnavailable as error:
+            if error.reason == "range":
+                raise Unprovable(error.message, reason="range") from error
+            raise
+        except (Unknown, UpstreamRefused) as no:
+            await self._cache.heard_no(target, digest, "blob", no)
+            raise
+        async with stream:
+            skip = ours.offset - stream.start
+            if skip > _MOST_SKIPPED or stream.content_encoding is not None:
+                raise Unprovable(f"{target} shows no part of {digest}", reason="range")
+            shown = (await _read(stream, skip + len(ours.data)))[skip:]
+        if len(shown) < len(ours.data):
+            raise Unprovable(f"{target} shows less of {digest} than was asked for", reason="range")
+        return shown
+
+    async def _sample(self, digest: Digest, file: SharedFile) -> Sample:
+        try:
+            return await sample_of_file(self._cache.blobs, file, file.size)
         except StorageError as error:
             raise UpstreamUnavailable(f"the bytes of {digest} cannot be compared", reason="storage") from error
-        byte_range = ByteRange(ours.offset, ours.offset + len(ours.data) - 1)
-        deadline = Deadline.after(self._first_byte)
-        theirs = bytearray()
-        async with await self._upstreams.open_blob(target, digest, deadline, byte_range) as stream:
-            skip = ours.offset - stream.start
-            async for chunk in stream.chunks():
-                theirs += chunk
-                if len(theirs) >= skip + len(ours.data):
-                    break
-        if bytes(theirs[skip : skip + len(ours.data)]) != ours.data:
-            if not ours.verified:
-                raise UpstreamUnavailable(f"{target} has other bytes for {digest} than we, so far", reason="corrupt")
-            _log.warning("an upstream claims bytes that it does not have", source=str(target), digest=str(digest))
-            raise BlobUnknown(f"{target} does not have {digest}")
+
+
+async def _read(stream: BlobStream, count: int) -> bytes:
+    """The first `count` bytes of a stream, or what it has."""
+    data = bytearray()
+    async for chunk in stream.chunks():
+        data += chunk
+        if len(data) >= count:
+            break
+    return bytes(data[:count])

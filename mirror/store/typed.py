@@ -1,0 +1,61 @@
+"""Named records with a shape, and a memory copy in front of the disk."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from mirror.memory import Memory
+from mirror.store.records import Key, Records
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+_IN_MEMORY = 3600.0
+
+
+class TypedRecords:
+    """Reads and writes records of given shapes; what does not fit its shape is as good as not there."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._memory = Memory()
+        self._changes = 0
+
+    async def get(self, key: Key, shape: type[R]) -> R | None:
+        """The record, from memory if it is there."""
+        held = await self._memory.get(key)
+        if isinstance(held, shape):
+            return held
+        changes = self._changes
+        record = await self.read(key, shape)
+        # What was written or deleted during the read must not be hidden by what was there before.
+        if record is not None and changes == self._changes:
+            await self._memory.set(key, record, _IN_MEMORY)
+        return record
+
+    async def read(self, key: Key, shape: type[R]) -> R | None:
+        """The record as it stands on the disk."""
+        value = await self._records.get(key)
+        if value is None:
+            return None
+        try:
+            return msgspec.msgpack.decode(value, type=shape)
+        except msgspec.MsgspecError:
+            return None
+
+    async def put(self, key: Key, record: msgspec.Struct, useful_for: float) -> None:
+        """Writes the record, which is gone after `useful_for` seconds."""
+        self._changes += 1
+        await self._memory.set(key, record, min(useful_for, _IN_MEMORY))
+        await self._records.set(key, msgspec.msgpack.encode(record), useful_for)
+
+    async def delete(self, key: Key) -> None:
+        """Removes the record, if it is there."""
+        self._changes += 1
+        await self._memory.delete(key)
+        await self._records.delete(key)
+
+    async def close(self) -> None:
+        """Forgets the memory copies."""
+        await self._memory.close()
