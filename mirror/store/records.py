@@ -118,7 +118,7 @@ class Records:
 
     async def drop_expired(self) -> int:
         """Drops some of the records whose time is over; returns how many, 0 when there are no more."""
-        return await self._call(self._writer, lambda cache: _drop_until(cache, time.time()), 0)
+        return await self._call(self._writer, lambda cache: _drop_until(cache, time.time(), _STEP), 0)
 
     async def drop_some(self) -> int:
         """Makes the records smaller: drops what was moved aside, or those nearest their expiry. 0: there is nothing."""
@@ -253,7 +253,7 @@ class Records:
         if self._aside.exists():
             shutil.rmtree(self._aside)
             return 1
-        dropped = _drop_until(cache, math.inf)
+        dropped = _drop_until(cache, math.inf, max(1, min(_STEP, _count(cache) // 16)))
         _sql(cache, "PRAGMA wal_checkpoint(TRUNCATE)")
         return dropped
 
@@ -274,13 +274,13 @@ def _count(cache: Any) -> int:
     return int(count)
 
 
-def _drop_until(cache: Any, moment: float) -> int:
-    """Drops what expires before `moment`, at most about `_STEP` records, those nearest their expiry first."""
+def _drop_until(cache: Any, moment: float, most: int) -> int:
+    """Drops what expires before `moment`, at most about `most` records, those nearest their expiry first."""
     rows = _sql(
         cache,
         "SELECT expire_time FROM Cache WHERE expire_time < ? ORDER BY expire_time LIMIT 1 OFFSET ?",
         moment,
-        _STEP - 1,
+        most - 1,
     )
     end = min(moment, math.nextafter(rows[0][0], math.inf)) if rows else moment
     return int(cache.expire(now=end))
