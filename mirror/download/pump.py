@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from mirror.download.fetch import Fetch
-
 _BATCH = 1 << 20
 """Bytes that may wait for the running append; more than that and the network waits."""
+
+
+class Source(Protocol):
+    """Where the bytes come from."""
+
+    async def next(self) -> bytes | None:
+        """The next bytes, or None at their end."""
 
 
 class Sink(Protocol):
@@ -18,14 +23,14 @@ class Sink(Protocol):
         """Takes `pieces`; the next call comes after this one has returned."""
 
 
-async def pump(fetch: Fetch, sink: Sink) -> None:
-    """Moves all that `fetch` gives into `sink`. Raises what either of them raises.
+async def pump(source: Source, sink: Sink) -> None:
+    """Moves all that `source` gives into `sink`. Raises what either of them raises.
 
     The first bytes are appended as they come, so that nobody waits for a batch to fill; under load the batches grow to
     what came during the last append.
     """
     batches = _Batches()
-    reader = asyncio.create_task(_read(fetch, batches))
+    reader = asyncio.create_task(_read(source, batches))
     try:
         while (batch := await batches.take()) is not None:
             await sink.append(batch)
@@ -35,9 +40,9 @@ async def pump(fetch: Fetch, sink: Sink) -> None:
         await asyncio.gather(reader, return_exceptions=True)
 
 
-async def _read(fetch: Fetch, batches: _Batches) -> None:
+async def _read(source: Source, batches: _Batches) -> None:
     try:
-        while (chunk := await fetch.next()) is not None:
+        while (chunk := await source.next()) is not None:
             await batches.put(chunk)
     finally:
         batches.end()
