@@ -40,7 +40,7 @@ def request(home: Path, port: int, path: str, connections: int, seconds: float) 
     """GETs one path over keep-alive connections for so many seconds. Raises BenchFailed for any answer but 200."""
     script = home / "result.lua"
     script.write_text(_RESULT)
-    shape = ("-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-H", f"Accept: {ACCEPT}")
+    shape = ("-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout=30s", "-H", f"Accept: {ACCEPT}")
     argv = [WRK, *shape, "-s", str(script), f"http://127.0.0.1:{port}{path}"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     result = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)

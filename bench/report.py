@@ -114,4 +114,4 @@ def _middle(values: Sequence[float | None]) -> float | None:
 def _milliseconds(line: Line) -> str:
     assert line.p50 is not None
     assert line.p99 is not None
-    return "/".join(f"{value * 1000:.3g}" for value in (line.p50, line.p99))
+    return "/".join(f"{value * 1000:.{1 if value < 0.1 else 0}f}" for value in (line.p50, line.p99))
