@@ -173,6 +173,7 @@ def test_many_suspects_do_not_make_every_commit_rewrite_it(
 
 def test_threads_may_add_at_once(journal: Unsettled, tmp_path: Path) -> None:
     """No line is lost or torn by another."""
+
     def add(part: list[Digest]) -> None:
         for digest in part:
             journal.add(digest)
