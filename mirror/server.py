@@ -53,7 +53,10 @@ _log = structlog.get_logger()
 
 
 class Mirror:
-    """One application: build it, `start` it, `stop` it. `port` and `admin_port` are known once it has started."""
+    """One application: build it, `start` it, `stop` it. `port` and `admin_port` are known once it has started.
+
+    `patience`: how long in seconds a client waits for our disk before the disk counts as failed.
+    """
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Mirror:
         clock: Callable[[], float] = time.time,
         resolver: AbstractResolver | None = None,
         is_global: Callable[[str], bool] | None = None,
+        patience: float = 10.0,
     ) -> None:
         self.settings = settings
         self.metrics = metrics or Metrics()
@@ -75,9 +79,9 @@ class Mirror:
         # What we hold.
         self._send_pool = ThreadPoolExecutor(_SEND_THREADS, thread_name_prefix="send")
         self.trouble = Trouble(self.metrics, time.monotonic)
-        self.blobs = BlobStore(storage.path, files or Files(), clock)
+        self.blobs = BlobStore(storage.path, files or Files(), clock, patience=patience)
         self.records = Records(storage.path / "records", self.trouble)
-        self.budget = Budget(storage, self.blobs, self.metrics, clock=clock)
+        self.budget = Budget(storage, self.blobs, self.trouble, self.metrics, clock=clock)
         self.upkeep = Upkeep(storage, self.blobs, self.budget, self.records, self.trouble, self.metrics)
         self.cache = Cache(self.records, self.blobs, self.budget, self.trouble, router, clock=clock)
 

@@ -280,7 +280,6 @@ class Attempt:
             return
         self._spool = None
         self._end_reservation()  # its bytes count as a blob from now on
-        cache.trouble.clear("blobs")
         upstream = self.culprit.upstream
         if self._is_from_one_host:
             await cache.put_origin(self._digest, upstream.host)

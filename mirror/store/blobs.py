@@ -225,7 +225,7 @@ class BlobStore:
         return await self._writing.run(self.files.free, self.root)
 
     async def probe(self) -> None:
-        """Writes and removes a small file. Raises StorageError while the disk does not work."""
+        """Writes, reads and removes a small file. Raises StorageError while the disk does not work."""
         await self._writing.run(self._probe, limit=self._patience)
 
     async def read(self, file: SharedFile, count: int, offset: int) -> bytes:
@@ -322,10 +322,11 @@ class BlobStore:
 
     def _probe(self) -> None:
         path = self.root / "spool" / "probe"
-        fd = self.files.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        fd = self.files.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             write_some(self.files, fd, bytes(_PROBE_BYTES), 0)
             self.files.fsync(fd)
+            self.files.read(fd, _PROBE_BYTES, 0)
         finally:
             self.files.close(fd)
         self.files.unlink(path)

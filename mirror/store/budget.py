@@ -15,6 +15,7 @@ from mirror.oci.errors import StorageError
 from mirror.singleflight import SingleFlight
 from mirror.store.blobs import BlobStore
 from mirror.store.shelves import BlobEntry
+from mirror.store.trouble import Trouble
 from mirror.store.victims import Oldest
 
 _RESERVE_SECONDS = 2.0
@@ -47,10 +48,17 @@ class Budget:
     """
 
     def __init__(
-        self, storage: Storage, blobs: BlobStore, metrics: Metrics, *, clock: Callable[[], float] = time.time
+        self,
+        storage: Storage,
+        blobs: BlobStore,
+        trouble: Trouble,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._storage = storage
         self._blobs = blobs
+        self._trouble = trouble
         self._metrics = metrics
         self._clock = clock
         self._base = 0
@@ -113,9 +121,11 @@ class Budget:
                     await self.scan(self.above_watermark)
                 async with self._one_at_a_time:
                     return await self._reserve(size)
-        except (TimeoutError, StorageError) as error:
-            _log.warning("no room could be made for a blob", size=size, error=str(error) or "timed out")
-            return None
+        except TimeoutError:
+            _log.warning("no room could be made in time for a blob", size=size)
+        except StorageError as error:
+            self._trouble.note("blobs", error)
+        return None
 
     async def extend(self, reservation: Reservation, size: int) -> bool:
         """Enlarges a reservation to `size` bytes, for a blob whose length nobody told us; False where it may not."""

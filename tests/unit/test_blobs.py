@@ -401,11 +401,11 @@ async def test_a_file_that_takes_no_bytes_is_an_error(tmp_path: Path) -> None:
 
 
 async def test_a_probe_tells_whether_the_disk_works(store: BlobStore, disk: FaultyFiles) -> None:
-    """It writes, syncs and removes, and leaves nothing."""
+    """It writes, syncs, reads and removes, and leaves nothing."""
     await store.probe()
     assert list((store.root / "spool").iterdir()) == []
 
-    for method in ("open", "write", "fsync", "unlink"):
+    for method in ("open", "write", "fsync", "read", "unlink"):
         disk.fail(errno.EROFS, method)
         with pytest.raises(StorageError):
             await store.probe()

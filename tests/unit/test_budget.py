@@ -22,6 +22,7 @@ from mirror.store import budget as module
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget, Reservation
 from mirror.store.shelves import Directory
+from mirror.store.trouble import Trouble
 from mirror.store.victims import Oldest
 from tests.faulty import FaultyFiles
 from tests.storing import HOST, bytes_in, content, path_of, put, spool
@@ -48,9 +49,10 @@ class Shop:
         self.disk = Disk()
         self.now = 3_000_000_000.0  # later than any file that a test makes
         self.metrics = Metrics()
+        self.trouble = Trouble(self.metrics, time.monotonic)
         self.settings = Storage(**{"path": path, "max_size": 100 * KIB, "min_free": "0%", **storage})
         self.blobs = BlobStore(path, self.disk, lambda: self.now)
-        self.budget = Budget(self.settings, self.blobs, self.metrics, clock=lambda: self.now)
+        self.budget = Budget(self.settings, self.blobs, self.trouble, self.metrics, clock=lambda: self.now)
 
     async def put(self, *sizes: int, seed: int = 0) -> list[Digest]:
         """Blobs of these sizes, each used a minute after the one before."""
@@ -303,12 +305,13 @@ async def test_a_slow_disk_makes_fills_pass_through(
 
 @pytest.mark.parametrize("method", ["free", "scan", "unlink", "stat"])
 async def test_a_failing_disk_makes_fills_pass_through(open_shop: Open, method: str) -> None:
-    """It is no error of anybody's, and it is over when the disk works again."""
+    """It is told, it is no error of anybody's, and it is over when the disk works again."""
     shop = await open_shop()
     await shop.put(*[20 * KIB] * 5)
     shop.disk.fail(errno.EIO, method)
 
     assert await shop.budget.reserve(20 * KIB) is None
+    assert shop.trouble.reasons == ["blobs: io_error"]
 
     shop.disk.clear()
     assert shop.budget.reserved == 0
@@ -463,7 +466,7 @@ async def test_the_count_is_exact_whatever_happens_at_once(tmp_path: Path, seed:
     chance = random.Random(seed)
     shop.disk = Jittery(seed)
     shop.blobs = FewDirectories(blobs, tmp_path, shop.disk, lambda: shop.now)
-    shop.budget = Budget(shop.settings, shop.blobs, shop.metrics, clock=lambda: shop.now)
+    shop.budget = Budget(shop.settings, shop.blobs, shop.trouble, shop.metrics, clock=lambda: shop.now)
     await shop.blobs.open()
 
     async def store() -> None:

@@ -41,7 +41,7 @@ class House:
         self.trouble = Trouble(self.metrics, time.monotonic)
         self.blobs = BlobStore(path, self.disk, lambda: self.now)
         self.records = Records(path / "records", self.trouble)
-        self.budget = Budget(settings, self.blobs, self.metrics, clock=lambda: self.now)
+        self.budget = Budget(settings, self.blobs, self.trouble, self.metrics, clock=lambda: self.now)
         self.upkeep = Upkeep(settings, self.blobs, self.budget, self.records, self.trouble, self.metrics)
 
     async def open(self) -> House:

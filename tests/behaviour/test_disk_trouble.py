@@ -1,0 +1,263 @@
+"""A disk that fails, fills up or hangs is our problem: every client gets every byte, and the operator is told."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import StartMirror
+from tests.faulty import METHODS, FaultyFiles
+from tests.harness import RunningMirror, short_timeouts
+from tests.storing import bytes_in, until
+from tests.upstream import Blob, FakeRegistry, stall_at
+from tests.volumes import volume
+
+KIB = 1 << 10
+MIB = 1 << 20
+REASONS = {errno.EIO: "io_error", errno.EROFS: "read_only", errno.ENOSPC: "full"}
+PATIENT = short_timeouts(first_byte=10.0, cold_head=10.0, stall=10.0, no_progress=20.0)
+
+
+class Pair:
+    """A mirror over a disk with traps, and blobs at its upstream."""
+
+    def __init__(self, mirror: RunningMirror, disk: FaultyFiles, upstream: FakeRegistry) -> None:
+        self.mirror = mirror
+        self.disk = disk
+        self.upstream = upstream
+
+    def blob(self, size: int = 300 * KIB) -> Blob:
+        return self.upstream.put_blob("library/demo", size)
+
+    async def check(self, blob: Blob, *, clients: int = 3) -> list[str | None]:
+        """Every client gets every byte; returns what X-Cache said."""
+        replies = await self.mirror.together(clients, f"/v2/demo/blobs/{blob.digest}")
+        assert {reply.status for reply in replies} == {200}
+        assert all(reply.body == blob.content for reply in replies)
+        return [reply.cache for reply in replies]
+
+    async def warm(self) -> Blob:
+        """A blob that is held."""
+        blob = self.blob()
+        await self.check(blob, clients=1)
+        await self.mirror.quiet()
+        assert await self.check(blob, clients=1) == ["hit"]
+        return blob
+
+    async def degraded(self) -> list[str]:
+        """What /readyz tells of the disk, always with 200."""
+        async with self.mirror.session.get(f"{self.mirror.admin_url}/readyz") as answer:
+            assert answer.status == 200
+            body = json.loads(await answer.read())
+        assert body["ready"]
+        reasons = [reason.partition(": ")[2] for reason in body["degraded"]]
+        for reason in REASONS.values():
+            assert self.mirror.metric("mirror_storage_degraded", reason=reason) == (reason in reasons)
+        return [str(reason) for reason in body["degraded"]]
+
+    async def mend(self) -> None:
+        """The disk works again, and the next round of upkeep sees it."""
+        self.disk.clear()
+        await self.mirror.quiet()
+        await self.mirror.app.upkeep.round()
+        assert await self.degraded() == []
+
+
+@pytest.fixture
+async def pair(start_mirror: StartMirror, upstream: FakeRegistry) -> Pair:
+    disk = FaultyFiles()
+    mirror = await start_mirror(files=disk, timeouts=PATIENT)
+    await until(lambda: mirror.app.budget.counted)
+    return Pair(mirror, disk, upstream)
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_no_failing_call_costs_a_client_a_byte(pair: Pair, method: str) -> None:
+    """Cold and warm, one call and every call from now on; told while it lasts, and not after."""
+    for number, reason in REASONS.items():
+        warm = await pair.warm()
+        trap = pair.disk.fail(number, method)
+        await pair.check(pair.blob())
+        await pair.check(warm)
+        await pair.mirror.quiet()
+        await pair.mirror.app.upkeep.finish()
+        if trap.hits and method != "close":  # Linux closes the file all the same
+            assert await pair.degraded() == [f"blobs: {reason}"]
+        await pair.mend()
+
+    for skip in range(4):
+        pair.disk.fail(errno.EIO, method, skip=skip, times=1)
+        await pair.check(pair.blob())
+        await pair.mend()
+
+    await pair.warm()
+
+
+async def test_a_disk_that_does_nothing_any_more_is_passed_by(pair: Pair) -> None:
+    """A lost volume: every call fails, cold and warm, and manifests and tags are served as before."""
+    warm = await pair.warm()
+    image = pair.upstream.add_image("library/app", "1", layers=[MIB, 1000])
+    assert (await pair.mirror.manifest("app", "1")).status == 200
+    pair.disk.fail(errno.EIO)
+
+    for blob in (warm, *image.blobs, pair.blob()):
+        reply = await pair.mirror.get(f"/v2/{'app' if blob in image.blobs else 'demo'}/blobs/{blob.digest}")
+        assert (reply.status, reply.body) == (200, blob.content)
+    assert (await pair.mirror.manifest("app", "1")).body == image.manifest.content
+
+    await pair.mend()
+    await pair.warm()
+
+
+async def test_a_disk_that_fails_in_the_middle_of_a_blob(pair: Pair) -> None:
+    """Who reads goes on from where the file ends, who comes later is served too, and nothing half is kept."""
+    blob = pair.blob(4 * MIB)
+    trap = pair.disk.fail(errno.EIO, "write", path="spool", skip=3)
+
+    await pair.check(blob, clients=10)
+    await pair.check(blob, clients=2)
+
+    assert trap.hits
+    await pair.mend()
+    assert await pair.check(blob, clients=1) == ["miss"]
+    await pair.mirror.quiet()
+    assert await pair.check(blob, clients=1) == ["hit"]
+
+
+@pytest.mark.parametrize("skip", [0, 1, 2])
+async def test_a_held_blob_that_cannot_be_read_to_its_end(pair: Pair, skip: int) -> None:
+    """Its clients get the rest from the upstream; the blob is dropped and fetched anew."""
+    blob = pair.blob(20 * MIB)
+    await pair.check(blob, clients=1)
+    await pair.mirror.quiet()
+    pair.disk.fail(errno.EIO, "sendfile", skip=skip, times=1)
+
+    assert "hit" in await pair.check(blob, clients=2)
+
+    await pair.mend()
+
+
+# A slow disk
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("open", "spool"), ("write", "spool"), ("fsync", ""), ("rename", ""), ("free", "")]
+)
+async def test_a_slow_disk_stops_nobody_else(pair: Pair, method: str, path: str) -> None:
+    """While fills wait for the disk, hits and manifests are served and the loop turns."""
+    warm = await pair.warm()
+    image = pair.upstream.add_image("library/app", "1", layers=[1000])
+    trap = pair.disk.hold(method, path=path)
+    blobs = [pair.blob() for _ in range(12)]
+    waiting = [asyncio.create_task(pair.check(blob)) for blob in blobs]
+    await trap.met()
+
+    assert await pair.check(warm, clients=20) == ["hit"] * 20
+    assert (await pair.mirror.manifest("app", "1")).body == image.manifest.content
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting) or method in ("fsync", "rename")
+
+    trap.release()
+    await asyncio.gather(*waiting)
+
+
+async def test_nobody_waits_for_what_is_only_our_own_good(pair: Pair) -> None:
+    """The last byte is given before the blob is safe on the disk."""
+    trap = pair.disk.hold("fsync", path="spool")
+    blob = pair.blob()
+
+    await pair.check(blob)
+
+    await trap.met()
+    trap.release()
+    await pair.mirror.quiet()
+    assert await pair.check(blob, clients=1) == ["hit"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("open", "spool"),
+        ("open", "blobs"),
+        ("size", ""),
+        ("write", "spool"),
+        ("free", ""),
+        ("fsync", ""),
+        ("rename", ""),
+    ],
+)
+async def test_a_disk_that_hangs_is_passed_by(
+    start_mirror: StartMirror, upstream: FakeRegistry, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    """A client waits for it only so long, then it gets its bytes from the upstream; all of them, in any case."""
+    monkeypatch.setattr("mirror.store.budget._RESERVE_SECONDS", 0.2)
+    disk = FaultyFiles()
+    pair = Pair(await start_mirror(files=disk, timeouts=PATIENT, wiring={"patience": 0.2}), disk, upstream)
+    warm = await pair.warm()
+    blobs = [pair.blob(MIB) for _ in range(10)]
+    trap = disk.hold(method, path=path)
+
+    await asyncio.gather(*(pair.check(blob) for blob in (warm, *blobs)))
+
+    assert trap.hits
+    assert (await pair.degraded() == ["blobs: slow"]) == (method not in ("fsync", "rename", "free"))
+    await pair.mend()
+    await pair.warm()
+
+
+# A full disk
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB."""
+    with volume(tmp_path / "small", "24m") as top:
+        yield top
+
+
+async def test_a_full_disk_costs_no_client_a_byte(
+    start_mirror: StartMirror, upstream: FakeRegistry, small: Path
+) -> None:
+    """24 MiB of disk under a budget of 1 GiB: several large blobs at once, and again, and after a restart."""
+    mirror = await start_mirror(path=small, timeouts=PATIENT)
+    pair = Pair(mirror, FaultyFiles(), upstream)
+    blobs = [pair.blob(size * MIB) for size in (5, 7, 9, 11, 25)]
+
+    await asyncio.gather(*(pair.check(blob, clients=2) for blob in blobs))
+    await mirror.quiet()
+    await asyncio.gather(*(pair.check(blob, clients=1) for blob in blobs))
+    await mirror.quiet()
+    await mirror.restart()
+    await asyncio.gather(*(pair.check(blob, clients=1) for blob in blobs))
+
+    await mirror.quiet()
+    last = pair.blob(5 * MIB)
+    await pair.check(last, clients=1)
+    await mirror.quiet()
+    assert await pair.check(last, clients=1) == ["hit"]  # a full cache makes room on a full disk too
+
+
+async def test_a_disk_that_others_fill_in_the_middle_of_a_blob(
+    start_mirror: StartMirror, upstream: FakeRegistry, small: Path
+) -> None:
+    """What is in the file is given, the rest comes from the upstream, and the room is given back."""
+    mirror = await start_mirror(path=small, timeouts=PATIENT)
+    pair = Pair(mirror, FaultyFiles(), upstream)
+    blob = pair.blob(16 * MIB)
+    rule = upstream.fault(blob, stall_at(4 * MIB), times=1)
+    asking = asyncio.create_task(pair.check(blob, clients=3))
+    await until(lambda: bytes_in(small / "spool") == 4 * MIB)
+    (small / "somebody else's").write_bytes(bytes(14 * MIB))
+    rule.release()
+
+    await asking
+
+    assert "blobs: full" in await pair.degraded()
+    await mirror.quiet()
+    assert bytes_in(small / "spool") == mirror.app.budget.reserved == 0
