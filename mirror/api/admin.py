@@ -40,5 +40,8 @@ class AdminApi:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Every metric, in the format that the scraper prefers."""
-        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+        try:
+            encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+        except (TypeError, ValueError):  # the library trusts what it is sent
+            encode, content_type = exposition.choose_encoder("")
         return web.Response(body=encode(self._metrics.registry), headers={"Content-Type": content_type})
