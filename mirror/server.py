@@ -19,6 +19,7 @@ from aiohttp.abc import AbstractResolver
 
 from mirror import __version__, log
 from mirror.api.admin import AdminApi
+from mirror.api.connections import HttpServer
 from mirror.api.middleware import Traffic
 from mirror.api.registry import RegistryApi
 from mirror.api.sender import Sender
@@ -102,10 +103,10 @@ class Mirror:
 
         # Who asks us.
         self.traffic = Traffic(self.metrics)
-        sender = Sender(self._send_pool, timeouts.client)
-        self._registry = RegistryApi(router, self._manifests, blobs, sender, timeouts.first_byte)
+        sender = Sender(self._send_pool)
+        self._registry = RegistryApi(router, self._manifests, blobs, self.traffic, sender, timeouts.first_byte)
         self._admin = AdminApi(self.metrics, self.trouble, lambda: self.traffic.draining)
-        self._listener: web.AppRunner | None = None
+        self._listener: web.BaseRunner | None = None
         self._closing = AsyncExitStack()
         """What is to be let go of, in the reverse order of its making."""
         self._hurry = asyncio.Event()
@@ -121,8 +122,10 @@ class Mirror:
         try:
             await self._open_store()
             self._begin_work()
-            self.port = await self._listen(self._registry_application(), self.settings.listen, public=True)
-            self.admin_port = await self._listen(self._admin_application(), self.settings.admin_listen)
+            registry = self._registry_runner()
+            self.port = await self._listen(registry, self.settings.listen)
+            self._listener = registry
+            self.admin_port = await self._listen(self._admin_runner(), self.settings.admin_listen)
         except BaseException:
             await self.stop()
             raise
@@ -179,14 +182,7 @@ class Mirror:
         self._closing.push_async_callback(self._permissions.close)
         self._closing.push_async_callback(self._renewals.close)
 
-    async def _listen(self, application: web.Application, address: Address, *, public: bool = False) -> int:
-        runner = web.AppRunner(
-            application,
-            access_log=None,
-            handler_cancellation=True,
-            keepalive_timeout=_KEEPALIVE_SECONDS,
-            shutdown_timeout=_CANCEL_SECONDS,
-        )
+    async def _listen(self, runner: web.BaseRunner, address: Address) -> int:
         self._closing.push_async_callback(runner.cleanup)
         await runner.setup()
         site = web.TCPSite(runner, address.host, address.port, backlog=_BACKLOG)
@@ -194,25 +190,28 @@ class Mirror:
             await site.start()
         except OSError as error:
             raise OSError(f"cannot listen on {address}: {_reason(error)}") from error
-        if public:
-            self._listener = runner
         port: int = runner.addresses[0][1]
         return port
 
-    def _registry_application(self) -> web.Application:
-        application = web.Application(middlewares=[self.traffic.observe])
-        application.on_response_prepare.append(self.traffic.prepare)
-        application.router.add_route("*", "/{path:.*}", self._registry.handle)
-        return application
+    def _registry_runner(self) -> web.BaseRunner:
+        server = HttpServer(
+            self.traffic.around(self._registry.handle),
+            malformed=self.traffic.malformed,
+            stall=self.settings.timeouts.client,
+            keepalive_timeout=_KEEPALIVE_SECONDS,
+        )
+        return web.ServerRunner(server, shutdown_timeout=_CANCEL_SECONDS)
 
-    def _admin_application(self) -> web.Application:
+    def _admin_runner(self) -> web.BaseRunner:
         application = web.Application()
         self._admin.add_routes(application)
-        return application
+        return web.AppRunner(
+            application, access_log=None, keepalive_timeout=_KEEPALIVE_SECONDS, shutdown_timeout=_CANCEL_SECONDS
+        )
 
     # Stopping.
 
-    async def _finish_requests(self, listener: web.AppRunner, grace: float) -> None:
+    async def _finish_requests(self, listener: web.BaseRunner, grace: float) -> None:
         """Closes the listener and idle connections, then waits for those who are being served."""
         for site in list(listener.sites):
             await site.stop()

@@ -17,20 +17,28 @@ class Exchange:
     upstream: str = "none"
     """The configured entry, for metrics."""
     repository: str | None = None
-    reference: str | None = None
     kind: str = "none"
     result: str = "none"
     status: int = 0
+    promised: int = 0
+    """Bytes of a body that is streamed, as its headers have them."""
     sent: int = 0
-    """Body bytes."""
+    """Body bytes that went out."""
+    step: asyncio.Future[int] | None = None
+    """Sends body bytes in a thread, and may outlive the request."""
     first_byte: float | None = None
     """Seconds from the request to the headers of its answer."""
     failure: str | None = None
-    """Why the answer was cut short after its headers."""
+    """Why there was no answer, or only part of it."""
 
     def elapsed(self) -> float:
         """Seconds since the request came."""
         return asyncio.get_running_loop().time() - self.started
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a streamed body went out to its end."""
+        return self.promised > 0 and self.sent == self.promised
 
 
 EXCHANGE = web.RequestKey("exchange", Exchange)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import secrets
+from functools import lru_cache
+from typing import NamedTuple
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from prometheus_client import Counter, Histogram
 
+from mirror.api.connections import SERVER, Answer, ClientGone, taken
 from mirror.api.exchange import EXCHANGE, Exchange
 from mirror.api.responses import error_response, unexpected_response
 from mirror.metrics import Metrics
 from mirror.oci.errors import InvalidRequest, MirrorError, Unknown, UpstreamRefused
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
+_ids = itertools.count(secrets.randbits(60))
 _CLIENT_GONE = 499
-_log = structlog.get_logger()
+_MALFORMED = 400
+_CHILDREN = 4096
 
 
 class Traffic:
@@ -25,6 +31,8 @@ class Traffic:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._children = lru_cache(_CHILDREN)(self._find_children)
+        self._log = structlog.get_logger().bind()
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -32,70 +40,93 @@ class Traffic:
         """Set on SIGTERM: answers say `Connection: close`."""
 
     async def idle(self) -> None:
-        """Waits until nobody is being served."""
+        """Waits until nobody is being served: the kernel has the last byte of each answer."""
         await self._idle.wait()
 
-    async def prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        """The headers of every answer (an `on_response_prepare` signal)."""
-        response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
-        exchange = request.get(EXCHANGE)
-        if exchange is not None:
-            response.headers["X-Request-Id"] = exchange.request_id
-            exchange.first_byte = exchange.elapsed()
-        if self.draining:
-            response.headers["Connection"] = "close"
-            response.force_close()
+    def around(self, handler: Answer) -> Answer:
+        """`handler`, with its errors answered, its answers sent, and what became of them recorded."""
 
-    @web.middleware
-    async def observe(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answers errors, and records what became of the request."""
-        exchange = request[EXCHANGE] = Exchange(_request_id(request))
-        self._active += 1
-        self._idle.clear()
-        with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
+        async def observe(request: web.BaseRequest) -> web.StreamResponse:
+            exchange = request[EXCHANGE] = Exchange(_request_id(request))
+            # Each request has a task, and so a context, of its own: nothing is left behind for the next one.
+            structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
+            self._active += 1
+            self._idle.clear()
+            left = False
             try:
-                response = await self._answer(request, handler, exchange)
-                exchange.status = response.status
-                if isinstance(response, web.Response) and request.method != "HEAD":
-                    exchange.sent = response.body_length if response.prepared else len(response.body or b"")  # type: ignore[arg-type]  # bytes in all our answers
-            except asyncio.CancelledError:
-                exchange.status = _CLIENT_GONE
+                return await self._answer(request, handler, exchange)
+            except (asyncio.CancelledError, ClientGone):
+                left = True
                 raise
             finally:
-                self._record(request, exchange)
                 self._active -= 1
                 if not self._active:
                     self._idle.set()
-        return response
+                if exchange.step is None or exchange.step.done():
+                    self._record(request, exchange, left=left)
+                else:  # only then is it known how much went out
+                    exchange.step.add_done_callback(lambda _: self._record(request, exchange, left=left))
 
-    async def _answer(self, request: web.Request, handler: Handler, exchange: Exchange) -> web.StreamResponse:
+        return observe
+
+    async def begin(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Sends the headers, with those that every answer has; once. Raises ClientGone."""
+        if response.prepared:
+            return
+        exchange = request[EXCHANGE]
+        exchange.status = response.status
+        response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
+        response.headers["X-Request-Id"] = exchange.request_id
+        response.headers["Server"] = SERVER
+        if self.draining:
+            response.force_close()
+        await taken(response.prepare(request))
+        exchange.first_byte = exchange.elapsed()
+
+    def malformed(self, request: web.BaseRequest, reason: str) -> None:
+        """Records what is no request."""
+        self._metrics.requests.labels("none", "none", "refused", str(_MALFORMED)).inc()
+        self._log.info("malformed request", client=request.remote, reason=reason)
+
+    async def _answer(self, request: web.BaseRequest, handler: Answer, exchange: Exchange) -> web.StreamResponse:
         try:
-            return await handler(request)
+            response = await handler(request)
+            await self.begin(request, response)
         except MirrorError as error:
             denied = isinstance(error, (InvalidRequest, Unknown, UpstreamRefused))
             exchange.result = "refused" if denied else "error"
             exchange.failure = error.message
-            return error_response(error)
-        except ConnectionError:
-            # The client left; there is nobody to answer.
-            exchange.result = "error"
-            exchange.failure = "the client left"
+            response = error_response(error)
+        except ClientGone:
             raise
-        except Exception:
+        except Exception as error:
             exchange.result = "error"
-            _log.exception("a request failed unexpectedly", path=request.path[:256])
-            return unexpected_response()
+            exchange.failure = type(error).__name__
+            self._log.exception("a request failed unexpectedly", path=request.path[:256])
+            response = unexpected_response()
+        await self.begin(request, response)
+        await taken(response.write_eof())
+        if isinstance(response, web.Response) and request.method != "HEAD":
+            exchange.sent = len(response.body or b"")  # type: ignore[arg-type]  # bytes in all our answers
+        await taken(request.writer.drain())
+        return response
 
-    def _record(self, request: web.Request, exchange: Exchange) -> None:
+    def _record(self, request: web.BaseRequest, exchange: Exchange, *, left: bool) -> None:
+        # Many clients close the moment they have the last byte; that is not leaving.
+        if left and exchange.failure is None and not exchange.is_whole:
+            exchange.status = _CLIENT_GONE
+            exchange.failure = "the client left"
         seconds = exchange.elapsed()
         kind, upstream, result = exchange.kind, exchange.upstream, exchange.result
-        self._metrics.requests.labels(upstream, kind, result, str(exchange.status)).inc()
-        self._metrics.request_duration.labels(kind).observe(seconds)
-        first_byte = exchange.first_byte if exchange.first_byte is not None else seconds
-        self._metrics.first_byte.labels(kind, result).observe(first_byte)
+        children = self._children(upstream, kind, result, exchange.status)
+        children.requests.inc()
+        children.duration.observe(seconds)
+        if exchange.first_byte is not None:
+            children.first_byte.observe(exchange.first_byte)
         if exchange.sent:
-            self._metrics.served_bytes.labels(upstream, kind, result).inc(exchange.sent)
-        _log.info(
+            children.served_bytes.inc(exchange.sent)
+        failure = {"failure": exchange.failure} if exchange.failure else {}
+        self._log.info(
             "request",
             method=request.method,
             path=request.path[:512],
@@ -107,10 +138,26 @@ class Traffic:
             status=exchange.status,
             bytes=exchange.sent,
             duration=round(seconds, 6),
-            **({"failure": exchange.failure} if exchange.failure else {}),
+            **failure,
+        )
+
+    def _find_children(self, upstream: str, kind: str, result: str, status: int) -> _Children:
+        """Looking them up by label for each request would cost more than counting does."""
+        return _Children(
+            self._metrics.requests.labels(upstream, kind, result, str(status)),
+            self._metrics.request_duration.labels(kind),
+            self._metrics.first_byte.labels(kind, result),
+            self._metrics.served_bytes.labels(upstream, kind, result),
         )
 
 
-def _request_id(request: web.Request) -> str:
+class _Children(NamedTuple):
+    requests: Counter
+    duration: Histogram
+    first_byte: Histogram
+    served_bytes: Counter
+
+
+def _request_id(request: web.BaseRequest) -> str:
     given = request.headers.get("X-Request-Id", "")
-    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    return given if _REQUEST_ID.fullmatch(given) else f"{next(_ids):016x}"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+import structlog
 from aiohttp import web
 
+from mirror.api.connections import ClientGone
 from mirror.api.exchange import EXCHANGE, Exchange
+from mirror.api.middleware import Traffic
 from mirror.api.responses import blob_response, etag, manifest_response, version_response
-from mirror.api.sender import ClientGone, Sender, cut_short
+from mirror.api.sender import Sender, cut_short
+from mirror.download import Piece
 from mirror.oci.byte_range import RangeSpec, parse_range
 from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError, Unsupported, UpstreamCorrupt, UpstreamTimeout
@@ -18,114 +22,114 @@ from mirror.routing import ParsedPath, Router, Target, parse_path
 
 _METHODS = ("GET", "HEAD")
 _ALLOW = ", ".join(_METHODS)
+_log = structlog.get_logger()
 
 
 class RegistryApi:
     """Answers `/v2/…`; `first_byte` is how long in seconds a client waits for the first byte of a blob."""
 
     def __init__(
-        self, router: Router, manifests: ManifestPuller, blobs: BlobPuller, sender: Sender, first_byte: float
+        self,
+        router: Router,
+        manifests: ManifestPuller,
+        blobs: BlobPuller,
+        traffic: Traffic,
+        sender: Sender,
+        first_byte: float,
     ) -> None:
         self._router = router
         self._manifests = manifests
         self._blobs = blobs
+        self._traffic = traffic
         self._sender = sender
         self._first_byte = first_byte
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Any request. Raises MirrorError for the middleware to answer."""
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Any request. Raises MirrorError, for what is around it to answer, and ClientGone."""
         path = request.path
         if path in ("/v2", "/v2/"):
             _check_method(request)
             return version_response()
         parsed = parse_path(path)
-        if parsed is None or parsed.kind not in ("manifest", "blob"):
-            _check_write(request)
-            raise Unsupported(f"{path[:256]!r} is not served here; a pull-through cache has manifests and blobs")
-        _check_method(request)
         exchange = request[EXCHANGE]
-        exchange.kind = parsed.kind
+        if parsed is not None:
+            exchange.kind = parsed.kind
+        if path.startswith("/v2/"):
+            _check_method(request)  # a write is refused as a write, not as an unknown path
+        if parsed is None or parsed.kind not in ("manifest", "blob"):
+            raise Unsupported(f"{path[:256]!r} is not served here; a pull-through cache has manifests and blobs")
         target = self._target(request, parsed, exchange)
         if parsed.kind == "manifest":
             return await self._manifest(request, target, parsed.reference, exchange)
         return await self._blob(request, target, Digest.parse(parsed.reference), exchange)
 
-    def _target(self, request: web.Request, parsed: ParsedPath, exchange: Exchange) -> Target:
+    def _target(self, request: web.BaseRequest, parsed: ParsedPath, exchange: Exchange) -> Target:
         target = self._router.resolve(parsed.name, request.query.get("ns"))
         exchange.upstream = target.upstream.entry
         exchange.repository = str(target)
-        exchange.reference = parsed.reference
         return target
 
     async def _manifest(
-        self, request: web.Request, target: Target, reference: str, exchange: Exchange
+        self, request: web.BaseRequest, target: Target, reference: str, exchange: Exchange
     ) -> web.StreamResponse:
-        spec = _range(request)
         answer = await self._manifests.get(target, parse_reference(reference), head=request.method == "HEAD")
         exchange.result = answer.source
+        spec = _range(request, answer.digest)
         return manifest_response(answer, spec, not_modified=_not_modified(request, answer.digest))
 
     async def _blob(
-        self, request: web.Request, target: Target, digest: Digest, exchange: Exchange
+        self, request: web.BaseRequest, target: Target, digest: Digest, exchange: Exchange
     ) -> web.StreamResponse:
-        if request.method == "HEAD":
+        spec = _range(request, digest)
+        not_modified = _not_modified(request, digest)
+        if request.method == "HEAD" or not_modified:  # who has the blob already needs a yes, not its bytes
             answer = await self._blobs.head(target, digest)
             exchange.result = answer.source
-            return blob_response(answer, not_modified=_not_modified(request, digest))
-        answer = await self._blobs.get(target, digest, _range(request))
+            return blob_response(answer, not_modified=not_modified)
+        answer = await self._blobs.get(target, digest, spec)
         assert answer.body is not None
         exchange.result = answer.source
         try:
-            if _not_modified(request, digest):
-                return blob_response(answer, not_modified=True)
             return await self._send(request, answer, exchange)
         finally:
             await answer.body.close()
 
-    async def _send(self, request: web.Request, answer: BlobAnswer, exchange: Exchange) -> web.StreamResponse:
+    async def _send(self, request: web.BaseRequest, answer: BlobAnswer, exchange: Exchange) -> web.StreamResponse:
         assert answer.body is not None
-        whole = answer.byte_range is None
         start = 0 if answer.byte_range is None else answer.byte_range.start
         end = answer.size if answer.byte_range is None else answer.byte_range.end + 1
         first = None
         if start == end:
             _check_empty(answer.digest)
         elif not answer.at_once:
-            left = max(0.0, self._first_byte - exchange.elapsed())
-            try:
-                async with asyncio.timeout(left):
-                    first = await answer.body.at(start)
-            except TimeoutError:
-                raise UpstreamTimeout(f"no byte of {answer.digest} came in {self._first_byte:g} s") from None
+            first = await self._first(answer, start, exchange)
         response = blob_response(answer, not_modified=False)
-        await response.prepare(request)
-        exchange.status = response.status
+        await self._traffic.begin(request, response)
         try:
-            await self._sender.send(
-                request, response, answer.body, start, end, first=first, sent=lambda count: _count(exchange, count)
-            )
+            await self._sender.send(request, response, answer.body, start, end, exchange, first=first)
         except ClientGone:
             raise
-        except MirrorError as error:
+        except Exception as error:  # whatever it is: the headers are out, and no other answer may follow them
+            if not isinstance(error, MirrorError):
+                _log.exception("a blob could not be sent", digest=str(answer.digest))
             exchange.result = "error"
-            exchange.failure = f"{'' if whole else 'range '}cut short: {error.message}"
+            exchange.failure = f"cut short: {error}"
             await cut_short(request, response)
         return response
 
+    async def _first(self, answer: BlobAnswer, start: int, exchange: Exchange) -> Piece:
+        """The first piece, for which the headers wait: until it is there, there may be an error to answer."""
+        assert answer.body is not None
+        try:
+            async with asyncio.timeout(max(0.0, self._first_byte - exchange.elapsed())):
+                return await answer.body.at(start)
+        except TimeoutError:
+            raise UpstreamTimeout(f"no byte of {answer.digest} came in {self._first_byte:g} s") from None
 
-def _count(exchange: Exchange, count: int) -> None:
-    exchange.sent += count
 
-
-def _check_method(request: web.Request) -> None:
+def _check_method(request: web.BaseRequest) -> None:
     if request.method not in _METHODS:
         raise Unsupported("this is a pull-through cache: nothing can be pushed or deleted", allow=_ALLOW)
-
-
-def _check_write(request: web.Request) -> None:
-    """A write to a path of the API is refused as a write, not as an unknown path."""
-    if request.path.startswith("/v2/"):
-        _check_method(request)
 
 
 def _check_empty(digest: Digest) -> None:
@@ -133,12 +137,17 @@ def _check_empty(digest: Digest) -> None:
         raise UpstreamCorrupt(f"the upstream says that {digest} is empty, which it is not")
 
 
-def _range(request: web.Request) -> RangeSpec | None:
-    """The one range that is asked for; a Range has no meaning on HEAD (RFC 9110 §14.2). Raises RangeInvalid."""
-    return parse_range(request.headers.get("Range")) if request.method == "GET" else None
+def _range(request: web.BaseRequest, digest: Digest) -> RangeSpec | None:
+    """The one range that is asked for. Raises RangeInvalid.
+
+    It has no meaning on HEAD (RFC 9110 §14.2), nor where it is the rest of something else (If-Range, §13.1.5).
+    """
+    if request.method != "GET" or request.headers.get("If-Range", etag(digest)) != etag(digest):
+        return None
+    return parse_range(request.headers.get("Range"))
 
 
-def _not_modified(request: web.Request, digest: Digest) -> bool:
+def _not_modified(request: web.BaseRequest, digest: Digest) -> bool:
     header = request.headers.get("If-None-Match")
     if header is None:
         return False

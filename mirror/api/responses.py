@@ -46,8 +46,7 @@ _JSON = "application/json"
 def error_response(error: MirrorError) -> web.Response:
     """The specification's envelope with the status and headers of the error."""
     status = 405 if isinstance(error, Unsupported) and error.allow else _status(error)
-    entry = {"code": error.code, "message": error.message, "detail": error.detail}
-    response = web.Response(status=status, body=msgspec.json.encode({"errors": [entry]}), content_type=_JSON)
+    response = _envelope(status, error.code, error.message, error.detail)
     if status in _RETRIED:
         known = error.retry_after if isinstance(error, UpstreamUnavailable) else None
         response.headers["Retry-After"] = str(math.ceil(_RETRY_AFTER_SECONDS if known is None else max(1.0, known)))
@@ -60,8 +59,12 @@ def error_response(error: MirrorError) -> web.Response:
 
 def unexpected_response() -> web.Response:
     """What a client sees of a fault of our own; the log has the rest."""
-    entry = {"code": "UNKNOWN", "message": "the mirror failed; its log says why", "detail": None}
-    return web.Response(status=500, body=msgspec.json.encode({"errors": [entry]}), content_type=_JSON)
+    return _envelope(500, "UNKNOWN", "the mirror failed; its log says why")
+
+
+def malformed_response(status: int, reason: str) -> web.Response:
+    """For what is not HTTP as we read it."""
+    return _envelope(status, "UNSUPPORTED", reason)
 
 
 def version_response() -> web.Response:
@@ -109,6 +112,11 @@ def _headers(digest: Digest, media_type: str, source: str) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         "X-Cache": source,
     }
+
+
+def _envelope(status: int, code: str, message: str, detail: str | None = None) -> web.Response:
+    entry = {"code": code, "message": message, "detail": detail}
+    return web.Response(status=status, body=msgspec.json.encode({"errors": [entry]}), content_type=_JSON)
 
 
 def _status(error: MirrorError) -> int:
