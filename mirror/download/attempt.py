@@ -210,7 +210,7 @@ class Attempt:
         track.complete()
         self.size = track.written
         shown = self._fetch.shown
-        if shown is not None and self._is_from_one_host:
+        if shown is not None:
             await self._tools.cache.put_link(shown, "blob", self._digest, track.written, proven=True)
         return True
 
@@ -281,15 +281,9 @@ class Attempt:
         self._spool = None
         self._end_reservation()  # its bytes count as a blob from now on
         upstream = self.culprit.upstream
-        if self._is_from_one_host:
-            await cache.put_origin(self._digest, upstream.host)
+        await cache.put_origin(self._digest, upstream.host)
         cache.blobs.touch(self._digest)
         self._tools.metrics.stored_bytes.labels(upstream=upstream.entry).inc(spool.written)
-
-    @property
-    def _is_from_one_host(self) -> bool:
-        """Else nobody has shown us all of the bytes, and each upstream has to prove that it has them."""
-        return len(self._fetch.givers) <= 1
 
     async def close(self, *, keep: bool) -> None:
         """Ends everything but the track's file, which may have readers; `keep` leaves the spool for a later process."""

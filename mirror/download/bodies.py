@@ -88,8 +88,6 @@ class FlightBody:
         self._detour = detour
         self._track: SpoolTrack | WindowTrack | None = None
         self._size: int | None = None
-        self._trusting = False
-        """Whether it may have the bytes because they come from its own upstream."""
         self._file: SharedFile | None = None
         self._state: tuple[int, Hasher] = (0, download.digest.hasher())
         self._taken = False
@@ -103,7 +101,6 @@ class FlightBody:
         if self._size is None:
             self._size = await self._download.opened(self._target)
             self._track = self._download.track
-            self._trusting = self._is_ours
         return self._size
 
     async def at(self, offset: int) -> Piece:
@@ -126,11 +123,6 @@ class FlightBody:
         if self._instead is not None:
             await self._instead.close()
 
-    @property
-    def _is_ours(self) -> bool:
-        shown_by = self._download.shown_by
-        return shown_by is not None and shown_by.upstream.host == self._target.upstream.host
-
     async def _next(self, offset: int) -> Piece | None:
         """A piece of the track; None where the question has to be asked again."""
         track = self._track
@@ -142,8 +134,6 @@ class FlightBody:
         if track.error is not None and not self._may_finish(track, offset):
             await self._follow_up()
             return None
-        if self._trusting and not self._is_ours:
-            raise UpstreamUnavailable(f"{self._target} broke off, and others give the rest", reason="reset")
         if track.is_complete and offset >= track.visible:
             raise UpstreamCorrupt(f"{self._download.digest} is shorter than the upstream said")
         if isinstance(track, SpoolTrack):

@@ -17,15 +17,13 @@ from mirror.download.sources import Sources
 from mirror.metrics import Metrics
 from mirror.oci.byte_range import ByteRange
 from mirror.oci.digest import Digest
-from mirror.oci.errors import MirrorError, Unknown, UpstreamRefused, UpstreamTimeout, UpstreamUnavailable
+from mirror.oci.errors import MirrorError, Unknown, UpstreamRefused, UpstreamUnavailable
 from mirror.routing import Target
 from mirror.transport import Deadline
 from mirror.upstream import BlobStream, Upstreams
 
 _PROGRESS = 64 << 10
 """Bytes that count as progress, so that an upstream cannot keep us busy byte by byte."""
-_LOYAL_TRIES = 2
-"""Tries without progress at the upstream that began, before another one is asked for the rest."""
 _SKIP_FACTOR = 3
 """How often the blob's length may be thrown away where the upstream ignores ranges."""
 _log = structlog.get_logger()
@@ -66,9 +64,7 @@ class Fetch:
         self.stop = stop
         """Where the bytes that are wanted end; may be set after `open`."""
         self.shown = shown
-        """The question that the bytes answer which come now: the first one to its upstream host."""
-        self.givers = {shown.target.upstream.host} if shown is not None else set()
-        """The upstream hosts that the bytes came from."""
+        """The first question that the bytes were an answer to. All sources belong to one upstream host."""
         self.encoded = False
         """Whether the upstream sends a Content-Encoding although it was asked for none: lengths mean nothing then."""
         self.ended_early = False
@@ -90,7 +86,7 @@ class Fetch:
 
     @property
     def shown_by(self) -> Target | None:
-        """The source of the bytes that come now."""
+        """The source that showed the bytes first."""
         return self.shown.target if self.shown is not None else None
 
     async def open(self, seconds: float) -> None:
@@ -153,8 +149,6 @@ class Fetch:
         return None
 
     def _count(self, arrived: int) -> None:
-        assert self.shown_by is not None, "bytes without a source"
-        self.givers.add(self.shown_by.upstream.host)
         self._offset += arrived
         self._gained += arrived
         if self._gained >= _PROGRESS:
@@ -191,7 +185,7 @@ class Fetch:
                 await asyncio.sleep(min(self._pause(error), left))
                 self._note_retry(error)
                 try:
-                    await self._ask_around(min(self._tools.timeouts.first_byte, left), self._preferred_host())
+                    await self._ask_around(min(self._tools.timeouts.first_byte, left))
                     return
                 except UpstreamUnavailable as again:
                     _log.info("resuming failed", digest=str(self.digest), offset=self._offset, reason=again.reason)
@@ -222,46 +216,27 @@ class Fetch:
         self._tools.metrics.upstream_retries.labels(upstream=self.shown_by.upstream.entry, reason=error.reason).inc()
         _log.info("resuming a blob", digest=str(self.digest), offset=self._offset, reason=error.reason)
 
-    def _preferred_host(self) -> str | None:
-        """Those who wait at one upstream may not all have the bytes of another, so that is asked only after a while."""
-        return self.shown_by.upstream.host if self.shown_by is not None and self._tries <= _LOYAL_TRIES else None
-
     # Asking.
 
-    async def _ask_around(self, seconds: float, host: str | None = None) -> None:
+    async def _ask_around(self, seconds: float) -> None:
         """Asks one source after the other, also those that join meanwhile, until one shows the blob."""
         began = time.monotonic()
         asked: set[Target] = set()
         failure: MirrorError | None = None
-        while (target := self._next(asked, host)) is not None:
+        while (target := next((one for one in self._sources.all if one not in asked), None)) is not None:
             asked.add(target)
-            deadline = Deadline(max(began, self._sources.joined_at(target)) + seconds)
             try:
-                await self._ask_in_turn(target, asked, deadline)
+                await self._ask(target, Deadline(max(began, self._sources.joined_at(target)) + seconds))
             except (Unknown, UpstreamRefused) as no:
                 await self._tools.cache.heard_no(target, self.digest, "blob", no)
                 self._sources.refused(target, no)
-                failure, host = failure or no, None
+                failure = failure or no
             except UpstreamUnavailable as error:
                 self._sources.failed(target, error)
                 failure = error
             else:
                 return
         raise failure or UpstreamUnavailable(f"nobody is left to ask for {self.digest}")
-
-    def _next(self, asked: set[Target], host: str | None) -> Target | None:
-        others = (target for target in self._sources.all if target not in asked)
-        return next((target for target in others if host in (None, target.upstream.host)), None)
-
-    async def _ask_in_turn(self, target: Target, asked: set[Target], deadline: Deadline) -> None:
-        """Asks; but one that does not answer for the time of a try gives way as soon as another one waits."""
-        turn_ends = asyncio.get_running_loop().time() + self._tools.timeouts.try_
-        try:
-            async with asyncio.timeout(None) as turn:
-                with self._sources.watched(asked, lambda: turn.reschedule(turn_ends)):
-                    await self._ask(target, deadline)
-        except TimeoutError:
-            raise UpstreamTimeout(f"{target}: no answer in time, and others are waiting") from None
 
     async def _ask(self, target: Target, deadline: Deadline) -> None:
         question = await self._tools.cache.question(target)
@@ -293,8 +268,7 @@ class Fetch:
             await self._tools.cache.put_link(question, "blob", self.digest, stream.size, proven=False)
             self.size = self.size if self.size is not None else stream.size
         self.encoded = encoded
-        if self.shown_by is None or self.shown_by.upstream.host != target.upstream.host:
-            self.shown = question
+        self.shown = self.shown or question
         self._stream, self._chunks, self._position = stream, stream.chunks(), stream.start
 
     def _byte_range(self) -> ByteRange | None:

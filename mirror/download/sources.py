@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from mirror.oci.errors import MirrorError
 from mirror.routing import Target
@@ -19,7 +17,6 @@ class Sources:
     def __init__(self, first: Target) -> None:
         self._joined: dict[Target, float] = {}
         self._said: dict[Target, MirrorError] = {}
-        self._on_join: Callable[[], None] | None = None
         self.add(first)
 
     def __contains__(self, target: Target) -> bool:
@@ -35,9 +32,6 @@ class Sources:
         if target in self._joined or len(self._joined.keys() | self._said.keys()) >= _MOST:
             return
         self._joined[target] = time.monotonic()
-        call, self._on_join = self._on_join, None
-        if call is not None:
-            call()
 
     def refused(self, target: Target, no: MirrorError) -> None:
         """One that said no; it is not asked again."""
@@ -61,15 +55,3 @@ class Sources:
         if self._joined:
             first = next(iter(self._joined))
             self._joined[first] = self._joined.pop(first)
-
-    @contextmanager
-    def watched(self, asked: set[Target], call: Callable[[], None]) -> Iterator[None]:
-        """Calls `call` once, as soon as there is a source that is not among `asked`."""
-        if self._joined.keys() - asked:
-            call()
-        else:
-            self._on_join = call
-        try:
-            yield
-        finally:
-            self._on_join = None

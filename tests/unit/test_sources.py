@@ -64,23 +64,3 @@ def test_no_download_asks_thousands() -> None:
             sources.refused(target(f"r{number}"), BlobUnknown("gone"))
 
     assert len(sources.all) < 33
-
-
-def test_a_join_is_told_once() -> None:
-    """At once where somebody waits already, later where somebody comes, and not after the watch is over."""
-    sources, calls = Sources(A), []
-
-    with sources.watched({A}, lambda: calls.append("first")):
-        assert calls == []
-        sources.add(A)
-        assert calls == []
-        sources.add(B)
-        sources.add(C)
-    assert calls == ["first"]
-
-    with sources.watched({A}, lambda: calls.append("second")):
-        pass
-    assert calls == ["first", "second"]
-
-    sources.add(target("d"))
-    assert calls == ["first", "second"]
