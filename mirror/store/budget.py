@@ -64,6 +64,7 @@ class Budget:
         self._base = 0
         self._reservations: set[Reservation] = set()
         self._victims: deque[BlobEntry] = deque()
+        self._scanned_for = 0
         self._one_at_a_time = asyncio.Lock()
         self._scans = SingleFlight()
         self._known = False
@@ -154,8 +155,9 @@ class Budget:
             elif scanned_in_vain:
                 break
             else:
-                scanned_in_vain = True
-                await self.scan(max(need - freed, self.above_watermark))
+                wanted = max(need - freed, self.above_watermark)
+                await self.scan(wanted)
+                scanned_in_vain = self._scanned_for >= wanted  # else it was somebody else's scan, who wanted less
         self.show()
         return freed
 
@@ -204,6 +206,7 @@ class Budget:
             base += size
         self._base = base
         self._victims = deque(oldest.chosen())
+        self._scanned_for = need
         self.counted = self._known = True
         self._metrics.cache_objects.labels(kind="blob").set(objects)
         self.show()

@@ -399,6 +399,22 @@ async def test_room_is_made_in_more_than_one_scan(open_shop: Open, monkeypatch: 
     assert shop.held(held) == [False] * 10 + [True] * 10
 
 
+async def test_a_count_under_way_is_no_reason_to_find_nobody(open_shop: Open) -> None:
+    """It looks for no victims; who needs room scans again."""
+    shop = await open_shop()
+    held = await shop.put(*[10 * KIB] * 4)
+    trap = shop.disk.hold("scan", path="blobs", times=1)
+    counting = asyncio.create_task(shop.budget.scan(0))
+    await trap.met()
+    making = asyncio.create_task(shop.budget.make_room(15 * KIB, "budget"))
+    await asyncio.sleep(0)
+    trap.release()
+    await counting
+
+    assert await making == 20 * KIB
+    assert shop.held(held) == [False, False, True, True]
+
+
 async def test_making_room_comes_to_an_end(open_shop: Open) -> None:
     """Also where nothing is left to go, or all of it is in use."""
     shop = await open_shop()
