@@ -245,15 +245,16 @@ class Cache:
     async def link(self, target: Target, kind: Kind, digest: Digest) -> LinkRecord | None:
         """The link of `digest` to the repository; None where the upstream never showed it, or refused since."""
         key = _key(f"link-{kind}", target, digest)
+        await self._epoch(target)
         record = await self._names.get(key, LinkRecord)
         if record is None or record.epoch != (await self._epoch(target)).number:
             return None
         now = self._clock()
         if now - record.renewed_at > _DAY:
-            # The epoch first, while it is known to stand: a refusal may come during any of the writes.
-            await self._write_epoch(target, record.epoch)
+            # Without a pause since it was read: a 404 that comes now must not be undone.
             record = msgspec.structs.replace(record, renewed_at=now)
             await self._names.put(key, record, _KEPT)
+            await self._write_epoch(target, record.epoch)
         return record
 
     async def permits(self, target: Target, digest: Digest, link: LinkRecord, size: int) -> bool:
@@ -358,8 +359,11 @@ class Cache:
         return True
 
     async def _write_epoch(self, target: Target, number: int) -> None:
-        # Longer than any link, so that losing it never brings a link back; it only ends them.
+        known = self._epochs.get(_repository(target))
+        if known is None or known.number != number:
+            return  # ended meanwhile
         self._epochs.set(_repository(target), _Epoch(number, written=True))
+        # It is there as long as any of its links: without it they are only asked again.
         await self._records.set(_epoch_key(target), msgspec.msgpack.encode(EpochRecord(number)), 2 * _KEPT)
 
     async def _forget_absence(self, target: Target, reference: Reference, kind: Kind) -> None:

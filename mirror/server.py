@@ -95,10 +95,10 @@ class Mirror:
         # What is done with it.
         tools = Tools(upstreams, self.cache, self.metrics, timeouts)
         self.downloads = Downloads(tools, abandon_below=settings.abandon_below)
-        self._renewals = Renewals(self.cache, router)
-        self._permissions = Permissions(self.cache, upstreams, self._renewals, self.metrics, timeouts.first_byte)
+        self.renewals = Renewals(self.cache, router)
+        self._permissions = Permissions(self.cache, upstreams, self.renewals, self.metrics, timeouts.first_byte)
         asker = ManifestAsker(self.cache, upstreams, self.metrics, timeouts.first_byte)
-        self._manifests = ManifestPuller(self.cache, asker, self._renewals, router, self.metrics, timeouts)
+        self._manifests = ManifestPuller(self.cache, asker, self.renewals, router, self.metrics, timeouts)
         blobs = BlobPuller(self.cache, self.downloads, self._permissions, self.metrics, timeouts)
 
         # Who asks us.
@@ -180,7 +180,7 @@ class Mirror:
         self._closing.push_async_callback(end_upkeep)
         self._closing.push_async_callback(self._manifests.close)
         self._closing.push_async_callback(self._permissions.close)
-        self._closing.push_async_callback(self._renewals.close)
+        self._closing.push_async_callback(self.renewals.close)
 
     async def _listen(self, runner: web.BaseRunner, address: Address) -> int:
         self._closing.push_async_callback(runner.cleanup)

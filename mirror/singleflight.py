@@ -27,6 +27,11 @@ class SingleFlight:
             task.add_done_callback(lambda done: self._finish(key, done))
         return task
 
+    async def idle(self) -> None:
+        """Waits until no call runs; raises nothing."""
+        while self._running:
+            await asyncio.wait(self._running.values())
+
     async def close(self) -> None:
         """Cancels what still runs and waits for its end."""
         tasks = list(self._running.values())

@@ -26,7 +26,7 @@ _log = structlog.get_logger()
 
 
 class Unprovable(UpstreamUnavailable):
-    """The upstream says that it has the blob, but shows no part of it or tells another length: fetch it whole."""
+    """The upstream says that it has the blob, but shows no part of it or does not tell its length: fetch it whole."""
 
 
 class Permissions:
@@ -122,7 +122,7 @@ class Permissions:
             await self._cache.heard_no(target, digest, "blob", no)
             raise
         if size is None:
-            raise UpstreamUnavailable(f"{target} does not tell the length of {digest}", reason="length")
+            raise Unprovable(f"{target} does not tell the length of {digest}", reason="length")
         return await self._cache.put_link(question, "blob", digest, size, proven=False)
 
     async def _prove(self, target: Target, digest: Digest, size: int, ours: Sample, deadline: Deadline) -> LinkRecord:

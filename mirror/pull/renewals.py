@@ -30,6 +30,10 @@ class Renewals:
         self._asking = SingleFlight()
         self._rests: Bounded[_Key, Deadline] = Bounded(_RESTS)
 
+    async def idle(self) -> None:
+        """Waits until none is under way."""
+        await self._asking.idle()
+
     async def close(self) -> None:
         """Stops those under way."""
         await self._asking.close()

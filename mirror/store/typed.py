@@ -12,10 +12,15 @@ from mirror.store.records import Key, Records
 R = TypeVar("R", bound=msgspec.Struct)
 
 _IN_MEMORY = 3600.0
+_GONE = object()
+"""In place of a record that was deleted: the disk may not have heard of it, if it is locked or read-only."""
 
 
 class TypedRecords:
-    """Reads and writes records of given shapes; what does not fit its shape is as good as not there."""
+    """Reads and writes records of given shapes; what does not fit its shape is as good as not there.
+
+    A change counts from the moment it is asked for, before the disk has heard of it.
+    """
 
     def __init__(self, records: Records) -> None:
         self._records = records
@@ -25,6 +30,8 @@ class TypedRecords:
     async def get(self, key: Key, shape: type[R]) -> R | None:
         """The record, from memory if it is there."""
         held = await self._memory.get(key)
+        if held is _GONE:
+            return None
         if isinstance(held, shape):
             return held
         changes = self._changes
@@ -53,7 +60,7 @@ class TypedRecords:
     async def delete(self, key: Key) -> None:
         """Removes the record, if it is there."""
         self._changes += 1
-        await self._memory.delete(key)
+        await self._memory.set(key, _GONE, _IN_MEMORY)
         await self._records.delete(key)
 
     async def close(self) -> None:

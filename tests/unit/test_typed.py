@@ -1,0 +1,117 @@
+"""Records with shapes, and the memory copy in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from mirror.store.typed import TypedRecords
+from tests.books import Book
+
+KEY = ("number", "one")
+
+
+class Number(msgspec.Struct, frozen=True, array_like=True):
+    """A shape."""
+
+    value: int
+
+
+class Name(msgspec.Struct, frozen=True, array_like=True):
+    """Another one."""
+
+    value: str
+
+
+@pytest.fixture
+async def book() -> Book:
+    """What stands below."""
+    return Book()
+
+
+@pytest.fixture
+async def records(book: Book) -> AsyncIterator[TypedRecords]:
+    """The records under test."""
+    records = TypedRecords(book)
+    yield records
+    await records.close()
+
+
+async def test_a_record_is_found_in_memory_and_by_another_process(records: TypedRecords, book: Book) -> None:
+    """What was put is there, without a read; and for whoever reads the same book."""
+    await records.put(KEY, Number(7), 60)
+    book.hold()
+    assert await records.get(KEY, Number) == Number(7)
+    book.release()
+
+    other = TypedRecords(book)
+    assert await other.get(KEY, Number) == Number(7)
+    assert book.useful_for[KEY] == 60
+    await other.close()
+
+
+async def test_what_was_read_once_is_in_memory(records: TypedRecords, book: Book) -> None:
+    """The second get reads nothing."""
+    book.rows[KEY] = msgspec.msgpack.encode(Number(7))
+    assert await records.get(KEY, Number) == Number(7)
+    book.rows.clear()
+
+    assert await records.get(KEY, Number) == Number(7)
+
+
+@pytest.mark.parametrize("value", [b"", b"\xff\xff", msgspec.msgpack.encode(["text"]), msgspec.msgpack.encode({})])
+async def test_what_does_not_fit_is_not_there(records: TypedRecords, book: Book, value: bytes) -> None:
+    """Damage, and records of another shape."""
+    book.rows[KEY] = value
+
+    assert await records.get(KEY, Number) is None
+
+
+async def test_another_shape_under_the_same_key_is_not_there(records: TypedRecords) -> None:
+    """Neither in memory nor below."""
+    await records.put(KEY, Name("seven"), 60)
+
+    assert await records.get(KEY, Number) is None
+
+
+async def test_a_read_under_way_hides_no_later_write(records: TypedRecords, book: Book) -> None:
+    """It returns what it has read, but does not put that in front of what was written meanwhile."""
+    book.rows[KEY] = msgspec.msgpack.encode(Number(1))
+    book.hold()
+    old = asyncio.create_task(records.get(KEY, Number))
+    await book.reading.wait()
+    await records.put(KEY, Number(2), 60)
+    book.release()
+
+    assert await old == Number(1)
+    assert await records.get(KEY, Number) == Number(2)
+
+
+async def test_a_read_under_way_brings_nothing_back(records: TypedRecords, book: Book) -> None:
+    """What was deleted meanwhile stays deleted."""
+    book.rows[KEY] = msgspec.msgpack.encode(Number(1))
+    book.hold()
+    old = asyncio.create_task(records.get(KEY, Number))
+    await book.reading.wait()
+    await records.delete(KEY)
+    book.release()
+
+    assert await old == Number(1)
+    assert await records.get(KEY, Number) is None
+
+
+async def test_a_disk_that_does_not_delete_brings_nothing_back(records: TypedRecords, book: Book) -> None:
+    """A record that was deleted is gone for this process even where the disk still has it."""
+    await records.put(KEY, Number(1), 60)
+    book.lost = True
+
+    await records.delete(KEY)
+
+    assert KEY in book.rows
+    assert await records.get(KEY, Number) is None
+    book.lost = False
+    await records.put(KEY, Number(2), 60)
+    assert await records.get(KEY, Number) == Number(2)
