@@ -109,6 +109,7 @@ class Mirror:
         self._listener: web.BaseRunner | None = None
         self._closing = AsyncExitStack()
         """What is to be let go of, in the reverse order of its making."""
+        self._stopping = asyncio.Lock()
         self._hurry = asyncio.Event()
         self._closing.callback(self._send_pool.shutdown, wait=False)
         self._closing.push_async_callback(self._secrets.close)
@@ -138,12 +139,14 @@ class Mirror:
         Idempotent, and safe after a start that went half way.
         """
         self.traffic.draining = True
-        if self._listener is not None:
-            await self._unless_hurried(asyncio.Event().wait(), drain)
-            ends = asyncio.get_running_loop().time() + grace
-            await self._finish_requests(self._listener, grace)
-            await self._finish_downloads(max(0.0, ends - asyncio.get_running_loop().time()))
-        await self._closing.aclose()
+        async with self._stopping:
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                await self._unless_hurried(asyncio.Event().wait(), drain)
+                ends = asyncio.get_running_loop().time() + grace
+                await self._finish_requests(listener, grace)
+                await self._finish_downloads(max(0.0, ends - asyncio.get_running_loop().time()))
+            await self._closing.aclose()
 
     def hurry(self) -> None:
         """Cuts the waiting of a running `stop` short; what is to be written still is."""

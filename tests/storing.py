@@ -65,9 +65,9 @@ def bytes_in(*tops: Path) -> int:
     return total
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for what a thread does in its own time."""
-    for _ in range(5000):
+async def until(condition: Callable[[], bool], limit: float = 5.0) -> None:
+    """Waits at most `limit` seconds for what a thread or another process does in its own time."""
+    for _ in range(int(limit * 1000)):
         if condition():
             return
         await asyncio.sleep(0.001)
