@@ -16,7 +16,7 @@ SIZE = MIB + 1000
 TAIL = 4096
 
 
-@pytest.mark.parametrize("at", [0, 5000, SIZE - TAIL, SIZE - 1])
+@pytest.mark.parametrize("at", [0, SIZE - TAIL, SIZE - 1])
 async def test_a_wrong_byte_ends_every_body_short(mirror: RunningMirror, upstream: FakeRegistry, at: int) -> None:
     """Wherever it stands: a FIN at least 4 KiB before the end, never a reset; the next client gets right bytes."""
     blob = upstream.put_blob("library/demo", SIZE)

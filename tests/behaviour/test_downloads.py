@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -62,6 +63,22 @@ async def test_the_first_byte_does_not_wait_for_a_batch(start_mirror: StartMirro
         assert await reading.rest() == blob.read(1, blob.size)
 
 
+async def test_the_last_4_kib_wait_for_the_last_byte(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """All but one byte has come: nobody has any of the tail before the digest can be compared."""
+    mirror = await start_mirror(timeouts=PATIENT)
+    blob = upstream.put_blob("library/demo", MIB)
+    held = upstream.fault(blob, stall_at(MIB - 1))
+    async with await Reading.ask(mirror, blob_path("demo", blob)) as reading:
+        await reading.take(MIB - 4096)
+        await held.reached.wait()
+
+        with pytest.raises(TimeoutError):
+            await reading.take(1, limit=0.2)
+
+        held.release()
+        assert await reading.rest() == blob.read(MIB - 4096, 4096)
+
+
 async def test_a_late_client_begins_at_byte_0(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
     """Whoever joins in the middle has what came before he did, at once."""
     mirror = await start_mirror(timeouts=PATIENT)
@@ -78,24 +95,24 @@ async def test_a_late_client_begins_at_byte_0(start_mirror: StartMirror, upstrea
     assert upstream.requests_for(blob) == 1
 
 
-@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 100_000, 3 * MIB + 1])
-async def test_blobs_of_every_size_arrive_and_stay(mirror: RunningMirror, upstream: FakeRegistry, size: int) -> None:
-    """Also the empty one and those that are all tail: whole at once, and a hit from then on."""
-    blob = upstream.put_blob("library/demo", size)
+async def test_blobs_of_every_size_arrive_and_stay(mirror: RunningMirror, upstream: FakeRegistry) -> None:
+    """Also the empty one and those that are all tail, of either algorithm: whole at once, and a hit from then on."""
+    for size in (0, 1, 4095, 4096, 4097, 100_000, 3 * MIB + 1):
+        for algorithm in ("sha256", "sha512"):
+            blob = upstream.put_blob("library/demo", size, algorithm=algorithm)
 
-    replies = await mirror.together(3, blob_path("demo", blob))
-    await mirror.quiet()
-    again = await mirror.blob("demo", blob.digest)
+            replies = await mirror.together(3, blob_path("demo", blob))
+            await mirror.quiet()
+            again = await mirror.blob("demo", blob.digest)
 
-    assert [(reply.status, reply.body) for reply in [*replies, again]] == [(200, blob.content)] * 4
-    assert again.cache == "hit"
-    assert upstream.requests_for(blob) == 1
-    assert mirror.metric("mirror_stored_bytes_total") == size
+            assert [(reply.status, reply.body) for reply in [*replies, again]] == [(200, blob.content)] * 4
+            assert again.cache == "hit"
+            assert upstream.requests_for(blob) == 1
 
 
 async def test_a_slow_client_slows_nobody(mirror: RunningMirror, upstream: FakeRegistry) -> None:
     """A client that takes nothing leaves the others, and the fill, as fast as they are; he still gets every byte."""
-    blob = upstream.put_blob("library/demo", 32 * MIB)
+    blob = upstream.put_blob("library/demo", 12 * MIB)
     async with await Reading.ask(mirror, blob_path("demo", blob), receive_buffer=4096) as slow:
         quick = await mirror.blob("demo", blob.digest)
         await mirror.quiet()
@@ -103,6 +120,35 @@ async def test_a_slow_client_slows_nobody(mirror: RunningMirror, upstream: FakeR
         assert quick.body == blob.content
         assert (await mirror.blob("demo", blob.digest)).cache == "hit"
         assert await slow.rest() == blob.content
+
+
+async def test_a_slow_disk_slows_the_upstream(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """What it cannot take yet stays where it is, and does not pile up in memory."""
+
+    class Stuck(Files):
+        go_on = threading.Event()
+
+        def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+            assert self.go_on.wait(10)
+            return super().write(fd, data, offset)
+
+    files = Stuck()
+    mirror = await start_mirror(timeouts=PATIENT, files=files)
+    blob = upstream.put_blob("library/demo", 40 * MIB)
+    asking = asyncio.create_task(mirror.blob("demo", blob.digest))
+    tracemalloc.start()
+    try:
+        sent = -1
+        while sent != (sent := upstream.bytes_for(blob)) or not sent:  # noqa: ASYNC110 - until nothing moves any more
+            await asyncio.sleep(0.1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        files.go_on.set()
+
+    assert sent < 24 * MIB  # most of that is in the kernel's buffers
+    assert peak < 8 * MIB
+    assert (await asking).body == blob.content
 
 
 # Those who leave.
@@ -178,7 +224,7 @@ async def test_a_small_blob_is_kept_though_its_client_leaves_with_the_last_byte(
     mirror: RunningMirror, upstream: FakeRegistry
 ) -> None:
     """Its last byte is out before it is committed: that client was the last reason to go on, and is not missed."""
-    for number in range(20):
+    for number in range(10):
         blob = upstream.put_blob("library/demo", 10_000 + number)
         async with await Reading.ask(mirror, blob_path("demo", blob)) as reading:
             assert await reading.take(blob.size) == blob.content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import pytest
 
@@ -25,46 +26,49 @@ MIB = 1 << 20
 
 
 def forge(upstream: FakeRegistry, blob: Blob, size: int) -> None:
-    """A manifest in the blob's repository that gives it another size, as `demo:forged`."""
+    """A manifest in the blob's repository that gives it another size, tagged with that."""
     config = upstream.put_blob("library/demo", b"{}")
     named = {**blob.descriptor, "size": size}
     body = {"schemaVersion": 2, "config": config.descriptor, "layers": [named]}
-    upstream.put_manifest("library/demo", json.dumps(body).encode(), "forged")
+    upstream.put_manifest("library/demo", json.dumps(body).encode(), str(size))
+
+
+SIZES = (0, 1, 4097, 3 * MIB)
 
 
 @pytest.mark.parametrize("framing", ["chunked", "close"])
-@pytest.mark.parametrize("size", [0, 1, 4097, 3 * MIB])
 async def test_head_tells_the_length_that_get_does_not(
-    mirror: RunningMirror, upstream: FakeRegistry, framing: str, size: int
+    mirror: RunningMirror, upstream: FakeRegistry, framing: Literal["chunked", "close"]
 ) -> None:
     """Clients get a Content-Length all the same."""
-    blob = upstream.put_blob("library/demo", size)
-    upstream.fault(blob, no_length(framing), method="GET")  # type: ignore[arg-type]  # parametrized
+    for size in SIZES:
+        blob = upstream.put_blob("library/demo", size)
+        upstream.fault(blob, no_length(framing), method="GET")
 
-    replies = await mirror.together(3, blob_path("demo", blob))
-    await mirror.quiet()
+        replies = await mirror.together(3, blob_path("demo", blob))
+        await mirror.quiet()
 
-    assert [(reply.status, reply.body) for reply in replies] == [(200, blob.content)] * 3
-    assert all(reply.headers["Content-Length"] == str(size) for reply in replies)
-    assert (await mirror.blob("demo", blob.digest)).cache == "hit"
-    assert upstream.requests_for(blob, method="GET") == 1
+        assert [(reply.status, reply.body) for reply in replies] == [(200, blob.content)] * 3
+        assert all(reply.headers["Content-Length"] == str(size) for reply in replies)
+        assert (await mirror.blob("demo", blob.digest)).cache == "hit"
+        assert upstream.requests_for(blob, method="GET") == 1
 
 
 @pytest.mark.parametrize("framing", ["chunked", "close"])
-@pytest.mark.parametrize("size", [0, 1, 4097, 3 * MIB])
 async def test_a_blob_whose_length_nobody_tells_is_taken_in_whole_first(
-    mirror: RunningMirror, upstream: FakeRegistry, framing: str, size: int
+    mirror: RunningMirror, upstream: FakeRegistry, framing: Literal["chunked", "close"]
 ) -> None:
     """Neither GET nor HEAD nor a range: it is spooled and verified before our headers."""
-    blob = upstream.put_blob("library/demo", size)
-    upstream.fault(blob, no_length(framing))  # type: ignore[arg-type]  # parametrized
-    upstream.fault(blob, header("Content-Range", None))
+    for size in SIZES:
+        blob = upstream.put_blob("library/demo", size)
+        upstream.fault(blob, no_length(framing))
+        upstream.fault(blob, header("Content-Range", None))
 
-    replies = await mirror.together(3, blob_path("demo", blob))
-    await mirror.quiet()
+        replies = await mirror.together(3, blob_path("demo", blob))
+        await mirror.quiet()
 
-    assert [(reply.status, reply.body) for reply in replies] == [(200, blob.content)] * 3
-    assert (await mirror.blob("demo", blob.digest)).cache == "hit"
+        assert [(reply.status, reply.body) for reply in replies] == [(200, blob.content)] * 3
+        assert (await mirror.blob("demo", blob.digest)).cache == "hit"
 
 
 async def test_a_manifest_tells_the_length_before_anybody_else(mirror: RunningMirror, upstream: FakeRegistry) -> None:
@@ -99,7 +103,7 @@ async def test_a_doubled_length_is_found_out_by_the_digest(
     assert upstream.requests_for(blob, method="GET") <= 2
 
 
-@pytest.mark.parametrize("size", [1, 5000, MIB])
+@pytest.mark.parametrize("size", [1, MIB])
 async def test_a_manifest_settles_a_length_that_counts_garbage(
     mirror: RunningMirror, upstream: FakeRegistry, size: int
 ) -> None:
@@ -114,19 +118,19 @@ async def test_a_manifest_settles_a_length_that_counts_garbage(
     assert [(reply.status, reply.body) for reply in replies] == [(200, blob.content)] * 3
 
 
-@pytest.mark.parametrize("lie", [0, 1, 99_999, 100_001, 200_000, 10 * MIB])
-async def test_a_manifest_that_lies_hurts_nobody(mirror: RunningMirror, upstream: FakeRegistry, lie: int) -> None:
+async def test_a_manifest_that_lies_hurts_nobody(mirror: RunningMirror, upstream: FakeRegistry) -> None:
     """Whoever may push a manifest can write any size: the digest decides before anybody is told a length."""
-    blob = upstream.put_blob("library/demo", 100_000)
-    forge(upstream, blob, lie)
-    await mirror.manifest("demo", "forged")
+    for lie in (0, 1, 99_999, 100_001, 200_000, 10 * MIB):
+        blob = upstream.put_blob("library/demo", 100_000)
+        forge(upstream, blob, lie)
+        await mirror.manifest("demo", str(lie))
 
-    replies = await mirror.together(3, blob_path("demo", blob))
-    await mirror.quiet()
+        replies = await mirror.together(3, blob_path("demo", blob))
+        await mirror.quiet()
 
-    assert [(reply.status, reply.body) for reply in replies] == [(200, blob.content)] * 3
-    assert (await mirror.blob("demo", blob.digest)).cache == "hit"
-    assert upstream.requests_for(blob) <= 2
+        assert [(reply.status, reply.body) for reply in replies] == [(200, blob.content)] * 3
+        assert (await mirror.blob("demo", blob.digest)).cache == "hit"
+        assert upstream.requests_for(blob) <= 2
 
 
 @pytest.mark.parametrize("lie", [50_000, 200_000])
@@ -137,7 +141,7 @@ async def test_a_lie_about_a_blob_without_a_length_is_found_out(
     blob = upstream.put_blob("library/demo", 100_000)
     upstream.fault(blob, no_length(), method="GET")
     forge(upstream, blob, lie)
-    await mirror.manifest("demo", "forged")
+    await mirror.manifest("demo", str(lie))
 
     await mirror.get(blob_path("demo", blob), Range="bytes=0-0")
     await mirror.quiet()

@@ -45,7 +45,7 @@ def ranges(upstream: FakeRegistry, blob: Blob, **filters: object) -> list[str | 
 # Every kind of break, at several places.
 
 
-@pytest.mark.parametrize("at", [0, 1, 100_000, SIZE - 4096, SIZE - 1])
+@pytest.mark.parametrize("at", [0, 100_000, SIZE - 1])
 @pytest.mark.parametrize("kind", [truncate, reset, stall_at], ids=["fin", "rst", "stall"])
 async def test_a_break_is_resumed_with_what_is_missing(
     start_mirror: StartMirror, upstream: FakeRegistry, blob: Blob, kind: object, at: int
@@ -114,12 +114,12 @@ async def test_an_outage_shorter_than_no_progress_is_outlasted(
     """However often the connection is refused meanwhile."""
     mirror = await start_mirror(timeouts=short_timeouts(no_progress=8))
     upstream.fault(blob, truncate(MIB), times=1)
-    refused = upstream.fault(blob, refuse(), skip=1, times=40)
+    refused = upstream.fault(blob, refuse(), skip=1, times=15)
 
     reply = await mirror.blob("demo", blob.digest)
 
     assert reply.body == blob.content
-    assert refused.hits == 40
+    assert refused.hits == 15
 
 
 # The way of the second request.
@@ -208,7 +208,7 @@ async def test_a_pause_that_the_upstream_asks_for_is_kept(
 ) -> None:
     """429 in the middle: exactly one more request, after the time it named."""
     upstream.fault(blob, truncate(MIB), times=1)
-    upstream.fault(blob, status(429, retry_after=1), times=1, when=ranged)
+    upstream.fault(blob, status(429, retry_after=0.3), times=1, when=ranged)
 
     reply = await mirror.blob("demo", blob.digest)
 
