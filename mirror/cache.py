@@ -23,7 +23,7 @@ from mirror.oci.errors import (
     Unknown,
     UpstreamRefused,
 )
-from mirror.oci.manifest import parse_manifest
+from mirror.oci.manifest import Manifest, parse_manifest
 from mirror.oci.reference import Reference, Tag
 from mirror.routing import Router, Target
 from mirror.store.blobs import BlobStore
@@ -42,6 +42,8 @@ _HINTS = 100_000
 _EPOCHS = 100_000
 _NAMED_BLOBS = 1000
 """How many blobs of a manifest its use refreshes; real images have a few dozen, forged ones anything."""
+_NAMED_BLOB_BYTES = 400
+"""What one of them takes in memory, roughly."""
 _RENEWED = struct.Struct(">d")
 _UNKNOWN = {kind.code: kind for kind in (NameUnknown, ManifestUnknown, BlobUnknown)}
 
@@ -104,10 +106,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class HeldManifest:
-    """A manifest's exact bytes, and the blobs that they name with their sizes."""
+    """A manifest's exact bytes, what they say of themselves (None where that is of no shape we know), and the blobs
+    that they name with their sizes.
+    """
 
     digest: Digest
     content: bytes
+    outline: Manifest | None
     blobs: tuple[tuple[Digest, int], ...]
     renewed_at: float
 
@@ -220,8 +225,9 @@ class Cache:
     def _keep(self, digest: Digest, content: bytes, renewed_at: float) -> HeldManifest:
         manifest = parse_manifest(content)
         blobs = tuple(itertools.islice(manifest.named_blobs(), _NAMED_BLOBS)) if manifest is not None else ()
-        held = HeldManifest(digest, content, blobs, renewed_at)
-        self._manifests.set(digest, held, len(content))
+        outline = manifest.outline() if manifest is not None else None
+        held = HeldManifest(digest, content, outline, blobs, renewed_at)
+        self._manifests.set(digest, held, len(content) + _NAMED_BLOB_BYTES * len(blobs))
         return held
 
     def note_served(self, target: Target, digest: Digest) -> None:

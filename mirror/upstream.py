@@ -167,8 +167,8 @@ class Upstreams:
         """
         request = self._request(target, "blob", f"blobs/{digest}", method="HEAD", follow=False)
         response = await self._authenticator.send(request, target.repository, deadline)
-        if response.status == 200 and _says(response, digest) and response.content_encoding is None:
-            if response.content_length is not None:
+        if response.status == 200 and _says(response, digest) and not _is_page(response, digest):
+            if response.content_length is not None and response.content_encoding is None:
                 return response.content_length
         elif response.status not in (200, *_NO_HEAD) and not 300 <= response.status < 400:
             _fail(response, target, BlobUnknown(f"{target}: the upstream has no blob {digest}"))
@@ -257,8 +257,9 @@ def _stream(response: Response, target: Target, digest: Digest, byte_range: Byte
         return _partial(response, byte_range)
     if status != 200:
         _fail(response, target, BlobUnknown(f"{target}: the upstream has no blob {digest}"))
-    if response.redirected and _is_html(response):
-        raise UpstreamUnavailable(f"{response.asked}: its redirect led to a web page", reason="redirect")
+    if _is_page(response, digest):
+        reason = "redirect" if response.redirected else "content"
+        raise UpstreamUnavailable(f"{response.asked}: answered with a page, not a blob", reason=reason)
     length = response.content_length
     size = length if response.content_encoding is None else None
     return BlobStream(response, start=0, size=size, length=length, partial=False)
@@ -301,8 +302,10 @@ def _digest_of(headers: Mapping[str, str]) -> Digest | None:
         return None
 
 
-def _is_html(response: Response) -> bool:
-    return response.headers.get("Content-Type", "").lstrip().lower().startswith(("text/html", "application/xhtml"))
+def _is_page(response: Response, digest: Digest) -> bool:
+    """Whether a 200 is a page for people: a login, a limit, a portal's. A blob that is one comes with its digest."""
+    html = response.headers.get("Content-Type", "").lstrip().lower().startswith(("text/html", "application/xhtml"))
+    return html and _digest_of(response.headers) != digest
 
 
 def _check_registry(response: Response) -> None:

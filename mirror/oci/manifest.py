@@ -46,6 +46,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     manifests: list[Descriptor] | None = None
     subject: Descriptor | None = None
 
+    def outline(self) -> Manifest:
+        """The same without its descriptors: enough to tell its media type."""
+        return Manifest(
+            schema_version=self.schema_version,
+            media_type=self.media_type,
+            manifests=None if self.manifests is None else [],
+        )
+
     def named_blobs(self) -> Iterator[tuple[Digest, int]]:
         """Digest and size in bytes of config, layers and blobs, without those whose digest we cannot verify."""
         return _named([*([self.config] if self.config else []), *(self.layers or ()), *(self.blobs or ())])

@@ -98,8 +98,7 @@ class ManifestAsker:
     async def _note_head(self, question: Question, told: _Told, held: HeldManifest | None) -> LinkRecord:
         """Notes a claim; for what we hold from the same upstream it is as good as the bytes, if the length is right."""
         same = held is not None and len(held.content) == told.size and await self._is_from(question.target, told.digest)
-        manifest = parse_manifest(held.content) if held is not None and same else None
-        media_type = media_type_of(manifest, told.content_type)
+        media_type = media_type_of(held.outline if held is not None and same else None, told.content_type)
         return await self._cache.put_link(question, "manifest", told.digest, told.size, media_type, proven=same)
 
     async def _is_from(self, target: Target, digest: Digest) -> bool:
@@ -147,8 +146,8 @@ class ManifestAsker:
         """Keeps a verified manifest: bytes first, names after."""
         if await self._cache.manifest(digest) is None:
             await self._cache.put_origin(digest, question.target.upstream.host)
-        await self._cache.put_manifest(digest, content)
-        media_type = media_type_of(parse_manifest(content), content_type)
+        held = await self._cache.put_manifest(digest, content)
+        media_type = media_type_of(held.outline, content_type)
         await self._cache.put_link(question, "manifest", digest, len(content), media_type, proven=True)
         return ManifestAnswer(digest, len(content), media_type, content, Source.MISS)
 

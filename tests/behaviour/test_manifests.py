@@ -196,6 +196,26 @@ class TestWrongBytes:
         if code != 404:
             assert_is(await mirror.manifest("demo", wanted), image.manifest)
 
+    async def test_a_web_page_is_never_a_blob(self, mirror: RunningMirror, upstream: FakeRegistry) -> None:
+        """Nor is its length a blob's: HEAD, GET and ranges have no answer, and none of it is remembered."""
+        blob = upstream.put_blob(REPOSITORY, 10_000)
+        page = upstream.fault(blob, html())
+
+        for method, headers in (("HEAD", {}), ("GET", {}), ("GET", {"Range": "bytes=0-9"}), ("HEAD", {})):
+            reply = await mirror.blob("demo", blob.digest, method=method, **headers)
+            assert reply.status == 503
+        page.remove()
+        assert (await mirror.blob("demo", blob.digest, method="HEAD")).headers["Content-Length"] == "10000"
+        assert (await mirror.blob("demo", blob.digest)).body == blob.content
+
+    async def test_a_blob_that_is_a_web_page_is_served(self, mirror: RunningMirror, upstream: FakeRegistry) -> None:
+        """Somebody's documentation, say, that a registry labels as what it is: it comes with its digest."""
+        blob = upstream.put_blob(REPOSITORY, b"<!DOCTYPE html><title>The manual</title>")
+        upstream.fault(blob, content_type("text/html"))
+
+        assert (await mirror.blob("demo", blob.digest, method="HEAD")).headers["Content-Length"] == str(blob.size)
+        assert (await mirror.blob("demo", blob.digest)).body == blob.content
+
     async def test_json_that_is_no_manifest_means_no_tag(self, mirror: RunningMirror, upstream: FakeRegistry) -> None:
         """JSON with 200 but without a digest header, of something else, is no answer to a tag."""
         upstream.add_image(REPOSITORY, "1")
