@@ -52,7 +52,7 @@ class Attempt:
 
     @property
     def shown_by(self) -> Target | None:
-        """Whose bytes come now: readers of that upstream need no other permission."""
+        """The repository that showed the blob: its readers need no other permission."""
         return self._fetch.shown_by
 
     @property

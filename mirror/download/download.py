@@ -87,7 +87,7 @@ class Download:
 
     @property
     def shown_by(self) -> Target | None:
-        """Whose bytes come now: readers of that upstream host need no other permission."""
+        """The repository that showed the blob: its readers need no other permission."""
         return self._attempt.shown_by if self._attempt is not None else None
 
     @property
