@@ -7,6 +7,7 @@ file and the next from a request of its own.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -40,48 +41,62 @@ class Body(Protocol):
         """Lets go of everything. Idempotent."""
 
 
-class HeldBody:
-    """A blob that we hold. If its file turns out unreadable, `detour` gives a body that fetches it again."""
+class _Body(ABC):
+    """A body that may go over to another one, for good."""
 
-    def __init__(self, file: SharedFile, detour: Callable[[OSError], Awaitable[Body]]) -> None:
-        self._file: SharedFile | None = file
-        self._size = file.size
-        self._detour = detour
+    def __init__(self) -> None:
         self._failure: OSError | None = None
         self._instead: Body | None = None
 
-    async def at(self, offset: int) -> Piece:
-        if self._instead is None and self._failure is not None:
-            self._release()
-            self._instead = await self._detour(self._failure)
-        if self._instead is not None:
-            return await self._instead.at(offset)
-        assert self._file is not None, "read after close"
-        return FilePiece(self._file, offset, self._size - offset)
-
     def storage_failed(self, error: OSError) -> None:
+        """As in Body."""
         if self._instead is not None:
             self._instead.storage_failed(error)
         else:
             self._failure = error
 
     async def close(self) -> None:
-        self._release()
+        """As in Body."""
+        self._leave()
         if self._instead is not None:
             await self._instead.close()
 
-    def _release(self) -> None:
+    @abstractmethod
+    def _leave(self) -> None:
+        """Lets go of what it read from so far. Idempotent."""
+
+
+class HeldBody(_Body):
+    """A blob that we hold. If its file turns out unreadable, `detour` gives a body that fetches it again."""
+
+    def __init__(self, file: SharedFile, detour: Callable[[OSError], Awaitable[Body]]) -> None:
+        super().__init__()
+        self._file: SharedFile | None = file
+        self._size = file.size
+        self._detour = detour
+
+    async def at(self, offset: int) -> Piece:
+        if self._instead is None and self._failure is not None:
+            self._leave()
+            self._instead = await self._detour(self._failure)
+        if self._instead is not None:
+            return await self._instead.at(offset)
+        assert self._file is not None, "read after close"
+        return FilePiece(self._file, offset, self._size - offset)
+
+    def _leave(self) -> None:
         if self._file is not None:
             self._file.release()
             self._file = None
 
 
-class FlightBody:
+class FlightBody(_Body):
     """A reader of a download. It leaves the common track only where that cannot serve it any more."""
 
     def __init__(
         self, download: Download, target: Target, tools: Tools, detour: Callable[[OSError], Awaitable[Body]]
     ) -> None:
+        super().__init__()
         self._download = download
         self._target = target
         self._tools = tools
@@ -91,8 +106,6 @@ class FlightBody:
         self._file: SharedFile | None = None
         self._state: tuple[int, Hasher] = (0, download.digest.hasher())
         self._taken = False
-        self._failure: OSError | None = None
-        self._instead: Body | None = None
         self._attached = True
         download.attach()
 
@@ -111,17 +124,6 @@ class FlightBody:
                 self._taken = True
                 return piece
         return await self._instead.at(offset)
-
-    def storage_failed(self, error: OSError) -> None:
-        if self._instead is not None:
-            self._instead.storage_failed(error)
-        else:
-            self._failure = error
-
-    async def close(self) -> None:
-        self._leave()
-        if self._instead is not None:
-            await self._instead.close()
 
     async def _next(self, offset: int) -> Piece | None:
         """A piece of the track; None where the question has to be asked again."""
