@@ -8,10 +8,11 @@ import structlog
 
 from mirror.cache import Cache, LinkRecord
 from mirror.download import Sample, sample_of_file
+from mirror.memory import Bounded
 from mirror.metrics import Metrics
 from mirror.oci.byte_range import ByteRange
 from mirror.oci.digest import Digest
-from mirror.oci.errors import StorageError, Unknown, UpstreamCorrupt, UpstreamRefused, UpstreamUnavailable
+from mirror.oci.errors import StorageError, Unknown, UpstreamRefused, UpstreamUnavailable
 from mirror.pull.answers import Source
 from mirror.pull.renewals import Renewals
 from mirror.routing import Target
@@ -22,11 +23,12 @@ from mirror.upstream import BlobStream, Upstreams
 
 _MOST_SKIPPED = 1 << 20
 """Bytes that are read to get at those to compare, where an upstream ignores ranges."""
+_DOUBTS = 10_000
 _log = structlog.get_logger()
 
 
 class Unprovable(UpstreamUnavailable):
-    """The upstream says that it has the blob, but shows no part of it or does not tell its length: fetch it whole."""
+    """The upstream says that it has the blob, but its word on a part or its length is not enough: fetch it whole."""
 
 
 class Permissions:
@@ -46,6 +48,8 @@ class Permissions:
         self._metrics = metrics
         self._first_byte = first_byte
         self._questions = SingleFlight()
+        self._doubted: Bounded[tuple[str, Digest], bool] = Bounded(_DOUBTS)
+        """Which upstreams failed to show what they claim: they get no second guess at another place."""
 
     async def close(self) -> None:
         """Stops what is being asked."""
@@ -55,7 +59,7 @@ class Permissions:
         """Makes sure that the blob in `file` may be given: HIT without asking, else REVALIDATED.
 
         An upstream other than the one that it came from must show some of its bytes, else it could claim any digest.
-        Raises Unprovable where it cannot.
+        Raises Unprovable where it does not.
         """
         link = await self._cache.link(target, "blob", digest)
         if link is not None and await self._cache.permits(target, digest, link, file.size):
@@ -63,6 +67,8 @@ class Permissions:
             return Source.HIT
         claim = await self._claimed(target, digest, file.size, deadline)
         if not await self._cache.permits(target, digest, claim, file.size):
+            if self._doubted.get((target.upstream.host, digest)):
+                raise Unprovable(f"{target} has shown other bytes of {digest} before", reason="corrupt")
             # Read here, while the caller holds the file: the question may outlive the caller.
             sample = await self._sample(digest, file)
             await self._ask(
@@ -129,10 +135,11 @@ class Permissions:
         question = await self._cache.question(target)
         theirs = await deadline.bound(self._shown(target, digest, ours, deadline), f"{target}@{digest}")
         if theirs != ours.data:
+            # Or ours have rotted. If it really has the blob, fetching it whole mends that.
+            self._doubted.set((target.upstream.host, digest), True)
             self._metrics.digest_mismatches.labels(upstream=target.upstream.entry).inc()
             _log.error("an upstream claims bytes that it does not have", source=str(target), digest=str(digest))
-            await self._cache.drop_claim(target, "blob", digest)
-            raise UpstreamCorrupt(f"{target} does not show the bytes of {digest}")
+            raise Unprovable(f"{target} shows other bytes of {digest} than we hold", reason="corrupt")
         return await self._cache.put_link(question, "blob", digest, size, proven=True)
 
     async def _shown(self, target: Target, digest: Digest, ours: Sample, deadline: Deadline) -> bytes:
