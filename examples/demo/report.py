@@ -29,10 +29,10 @@ def show(console: Console, acts: Sequence[Act], amplification: float) -> None:
 
 
 def _origins(acts: Sequence[Act]) -> Table:
-    table = Table(title="What came from where", box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = _table("What came from where")
     for name in ("", "what"):
         table.add_column(name, no_wrap=True)
-    table.add_column("X-Cache", no_wrap=True)
+    table.add_column("X-Cache")
     for name in ("size", "time", "speed"):
         table.add_column(name, justify="right", no_wrap=True)
     for act in acts:
@@ -46,7 +46,7 @@ def _origins(acts: Sequence[Act]) -> Table:
 
 
 def _savings(acts: Sequence[Act]) -> Table:
-    table = Table(title="What it saved", box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = _table("What it saved")
     table.add_column("", no_wrap=True)
     for name in ("time", "requests", "to upstream", "bytes", "from upstream", "saved"):
         table.add_column(name, justify="right")
@@ -61,6 +61,18 @@ def _savings(acts: Sequence[Act]) -> Table:
             _share(act.bytes, act.asked.bytes),
         )
     return table
+
+
+def _table(title: str) -> Table:
+    """Narrow enough for 80 columns."""
+    return Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
 
 
 def _sources(sources: Sequence[str]) -> str:
