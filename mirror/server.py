@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 import structlog
@@ -43,7 +42,6 @@ from mirror.store.upkeep import Upkeep
 from mirror.transport import Transport
 from mirror.upstream import Upstreams
 
-_SEND_THREADS = 16
 _BACKLOG = 1024
 _KEEPALIVE_SECONDS = 75.0
 _CANCEL_SECONDS = 0.1
@@ -78,7 +76,6 @@ class Mirror:
         router = Router(settings)
 
         # What we hold.
-        self._send_pool = ThreadPoolExecutor(_SEND_THREADS, thread_name_prefix="send")
         self.trouble = Trouble(self.metrics, time.monotonic)
         self.blobs = BlobStore(storage.path, files or Files(), clock, patience=patience)
         self.records = Records(storage.path / "records", self.trouble)
@@ -103,7 +100,7 @@ class Mirror:
 
         # Who asks us.
         self.traffic = Traffic(self.metrics)
-        sender = Sender(self._send_pool)
+        sender = Sender(patience)
         self._registry = RegistryApi(router, self._manifests, blobs, self.traffic, sender, timeouts.first_byte)
         self._admin = AdminApi(self.metrics, self.trouble, lambda: self.traffic.draining)
         self._listener: web.BaseRunner | None = None
@@ -111,7 +108,7 @@ class Mirror:
         """What is to be let go of, in the reverse order of its making."""
         self._stopping = asyncio.Lock()
         self._hurry = asyncio.Event()
-        self._closing.callback(self._send_pool.shutdown, wait=False)
+        self._closing.callback(sender.close)
         self._closing.push_async_callback(self._secrets.close)
         self._closing.push_async_callback(self._transport.close)
 

@@ -62,10 +62,11 @@ class Traffic:
                 self._active -= 1
                 if not self._active:
                     self._idle.set()
-                if exchange.step is None or exchange.step.done():
-                    self._record(request, exchange, left=left)
-                else:  # only then is it known how much went out
+                if left and exchange.step is not None and not exchange.step.done():
+                    # Only then is it known how much went out.
                     exchange.step.add_done_callback(lambda _: self._record(request, exchange, left=left))
+                else:
+                    self._record(request, exchange, left=left)
 
         return observe
 
@@ -104,7 +105,8 @@ class Traffic:
             exchange.failure = type(error).__name__
             self._log.exception("a request failed unexpectedly", path=request.path[:256])
             response = unexpected_response()
-        await self.begin(request, response)
+        if not response.prepared:
+            await self.begin(request, response)
         await taken(response.write_eof())
         if isinstance(response, web.Response) and request.method != "HEAD":
             exchange.sent = len(response.body or b"")  # type: ignore[arg-type]  # bytes in all our answers

@@ -1,7 +1,9 @@
 """The one way in which blob bytes leave us.
 
 Bytes in files go by `os.sendfile` in threads, on a duplicate of the client's socket, so that neither a cold page cache
-nor a slow disk ever stops the event loop; bytes in memory go through the transport.
+nor a slow disk ever stops the event loop; bytes in memory go through the transport. What is not in the page cache is
+first read into it by other threads: they touch no socket, so that a disk that hangs keeps no warm answer waiting, and
+the answer that waits for it can go on from elsewhere.
 
 A step that runs in a thread owns its descriptors: the file is held and the duplicate stays open until the step has
 returned, even if the request is cancelled meanwhile. Closing them earlier would let the kernel give their numbers away
@@ -14,6 +16,7 @@ import asyncio
 import errno
 import os
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
@@ -21,10 +24,18 @@ from aiohttp import web
 from mirror.api.connections import ClientGone, flushed, taken
 from mirror.api.exchange import Exchange
 from mirror.download import Body, BytesPiece, FilePiece, Piece
+from mirror.oci.errors import StorageError
 from mirror.store.files import SharedFile
+from mirror.store.threads import Threads
 
+_SEND_THREADS = 16
+_LOAD_THREADS = 16
 _STEP = 8 << 20
 """Bytes that one step in a thread sends at most."""
+_STEP_SECONDS = 1.0
+"""How long a step goes on on a slow disk, between its calls."""
+_PART = 1 << 20
+"""Bytes that one call sends at most, and that are read ahead at a time from a cold file."""
 _CHUNK = 256 << 10
 """Bytes that are handed to the transport at a time: it buffers what the socket does not take."""
 _DRAIN_SECONDS = 1.0
@@ -34,10 +45,20 @@ _CLIENT_ERRORS = frozenset(
 
 
 class Sender:
-    """Sends bodies. How long a client may take no byte is the connection's business (`HttpServer`)."""
+    """Sends bodies; `patience` is how long in seconds the disk may take to show some bytes of a file.
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
+    How long a client may take no byte is the connection's business (`HttpServer`).
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._pool = ThreadPoolExecutor(_SEND_THREADS, thread_name_prefix="send")
+        self._loading = Threads("load", _LOAD_THREADS)
+
+    def close(self) -> None:
+        """Begins no more steps; those that were begun end by themselves."""
+        self._pool.shutdown(wait=False)
+        self._loading.close()
 
     async def send(
         self,
@@ -55,7 +76,7 @@ class Sender:
         `exchange` hears how many bytes went out, as they go. Raises MirrorError where they do not come, ClientGone
         where nobody takes them.
         """
-        client = _ClientSocket(request, self._pool, exchange)
+        client = _ClientSocket(request, self._pool, exchange, self._patience)
         exchange.promised = end - start
         try:
             offset, piece = start, first
@@ -79,10 +100,28 @@ class Sender:
         if isinstance(piece, BytesPiece):
             return await _bytes(response, memoryview(piece.data)[:limit], exchange)
         try:
-            return await client.send_file(piece, min(limit, piece.count, _STEP))
+            return await self._file(client, piece, min(limit, piece.count, _STEP))
         except _StorageFailed as error:
             body.storage_failed(error.cause)
             return 0
+
+    async def _file(self, client: _ClientSocket, piece: FilePiece, count: int) -> int:
+        try:
+            return await client.send_file(piece, count)
+        except _Cold:
+            count = min(count, _PART)
+            await self._load(piece, count)
+            return await client.send_file(piece, count, cold=False)
+
+    async def _load(self, piece: FilePiece, count: int) -> None:
+        """Has bytes read into the page cache. Raises _StorageFailed."""
+        file = piece.file
+        try:
+            await self._loading.run(file.files.read, file.fd, count, piece.offset, limit=self._patience, holding=file)
+        except StorageError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            raise _StorageFailed(error.__cause__) from error
 
 
 async def _bytes(response: web.StreamResponse, data: memoryview, exchange: Exchange) -> int:
@@ -115,6 +154,10 @@ async def cut_short(request: web.BaseRequest, response: web.StreamResponse) -> N
     transport.close()
 
 
+class _Cold(Exception):
+    """The bytes are not in the page cache."""
+
+
 class _StorageFailed(Exception):
     def __init__(self, cause: OSError) -> None:
         super().__init__(str(cause))
@@ -124,21 +167,24 @@ class _StorageFailed(Exception):
 class _ClientSocket:
     """A duplicate of the client's socket, for threads to write to while the transport writes nothing."""
 
-    def __init__(self, request: web.BaseRequest, pool: ThreadPoolExecutor, exchange: Exchange) -> None:
+    def __init__(self, request: web.BaseRequest, pool: ThreadPoolExecutor, exchange: Exchange, patience: float) -> None:
         self._request = request
         self._pool = pool
         self._exchange = exchange
+        self._patience = patience
         self._socket: socket.socket | None = None
         self._step: asyncio.Future[int] | None = None
 
-    async def send_file(self, piece: FilePiece, count: int) -> int:
+    async def send_file(self, piece: FilePiece, count: int, *, cold: bool = True) -> int:
         """Sends some of `count` bytes, waiting for the client to take more where it took less; returns how many.
 
-        Raises ClientGone, and _StorageFailed where the file is to blame.
+        With `cold` it looks out for bytes that are not in the page cache, and sends none of those. Raises _Cold where
+        the first are such, ClientGone, and _StorageFailed where the file is to blame; StorageError where that shows
+        only after `patience` seconds: the step is still at it then, and the socket is lost to it.
         """
         duplicate = await self._open()
         try:
-            moved = await self._in_thread(duplicate, piece.file, piece.offset, count)
+            moved = await self._in_thread(duplicate, piece.file, piece.offset, count, cold)
         except OSError as error:
             if error.errno in _CLIENT_ERRORS:
                 raise ClientGone(error.errno, "the client closed the connection") from error
@@ -162,17 +208,19 @@ class _ClientSocket:
         if self._socket is None:
             assert self._request.transport is not None
             original = self._request.transport.get_extra_info("socket")
-            self._socket = socket.socket(
-                original.family, original.type, original.proto, fileno=os.dup(original.fileno())
-            )
+            try:
+                number = os.dup(original.fileno())
+            except OSError as error:
+                raise StorageError(f"the socket cannot be duplicated: {error.strerror}") from error
+            self._socket = socket.socket(original.family, original.type, original.proto, fileno=number)
             self._socket.setblocking(False)
         return self._socket
 
-    async def _in_thread(self, duplicate: socket.socket, file: SharedFile, offset: int, count: int) -> int:
+    async def _in_thread(self, duplicate: socket.socket, file: SharedFile, offset: int, count: int, cold: bool) -> int:
         loop = asyncio.get_running_loop()
         held = file.hold()
         try:
-            step = loop.run_in_executor(self._pool, _send_some, duplicate, file, offset, count)
+            step = loop.run_in_executor(self._pool, _send_some, duplicate, file, offset, count, cold)
         except BaseException:
             held.release()
             raise
@@ -185,11 +233,15 @@ class _ClientSocket:
 
         step.add_done_callback(returned)
         try:
-            return await asyncio.shield(step)
-        except asyncio.CancelledError:
-            if not step.done():
-                _shut_down(duplicate)  # the step ends at its next write instead of at the file's end
-            raise
+            async with asyncio.timeout(self._patience):
+                return await asyncio.shield(step)
+        except (asyncio.CancelledError, TimeoutError) as error:
+            if step.done():
+                raise
+            _shut_down(duplicate)  # the step ends at its next write instead of at the file's end
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise StorageError("the disk does not answer") from error
 
 
 async def _writable(duplicate: socket.socket) -> None:
@@ -202,12 +254,21 @@ async def _writable(duplicate: socket.socket) -> None:
         loop.remove_writer(duplicate)
 
 
-def _send_some(duplicate: socket.socket, file: SharedFile, offset: int, count: int) -> int:
-    """Sends until the socket is full or `count` bytes have gone. Runs in a thread. Raises OSError."""
+def _send_some(duplicate: socket.socket, file: SharedFile, offset: int, count: int, cold: bool) -> int:
+    """Sends until the socket is full, `count` bytes have gone, or the next are `cold` and looked out for.
+
+    Runs in a thread, for little more than _STEP_SECONDS. Raises OSError, and _Cold where it could not begin.
+    """
     done = 0
-    while done < count:
+    ends = time.monotonic() + _STEP_SECONDS
+    while done < count and time.monotonic() < ends:
+        part = min(count - done, _PART)
+        if cold and not file.files.resident(file.fd, offset + done, part):
+            if done:
+                break
+            raise _Cold
         try:
-            moved = file.files.sendfile(duplicate.fileno(), file.fd, offset + done, count - done)
+            moved = file.files.sendfile(duplicate.fileno(), file.fd, offset + done, part)
         except BlockingIOError:
             break
         except OSError:

@@ -23,6 +23,17 @@ class Files:
         """At most `count` bytes from `offset`; empty at the end."""
         return os.pread(fd, count, offset)
 
+    def resident(self, fd: int, offset: int, count: int) -> bool:
+        """Whether `count` bytes from `offset` (their first and last) are in memory; True where nobody can tell."""
+        for place in (offset, offset + count - 1):
+            try:
+                os.preadv(fd, [bytearray(1)], place, os.RWF_NOWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True  # not every file system knows; a failing one shows when it is read
+        return True
+
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
         """Writes at `offset`; returns how many bytes it took."""
         return os.pwrite(fd, data, offset)

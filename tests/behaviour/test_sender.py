@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import random
 import threading
 import time
@@ -191,9 +192,6 @@ async def test_a_failing_file_costs_no_byte(
     assert files.good is None
 
 
-# In time.
-
-
 class Gate(Files):
     """Sends nothing until it is opened."""
 
@@ -204,6 +202,108 @@ class Gate(Files):
     def sendfile(self, out: int, fd: int, offset: int, count: int) -> int:
         assert self.opened.wait(10)
         return super().sendfile(out, fd, offset, count)
+
+
+class ColdDisk(Files):
+    """Blobs in `cold` are never in the page cache, and reading them waits for `awake`."""
+
+    def __init__(self) -> None:
+        self.cold: set[str] = set()
+        self.awake = threading.Event()
+        self.awake.set()
+        self.reads = 0
+        self._names: dict[int, str] = {}
+
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        fd = super().open(path, flags, mode)
+        self._names[fd] = path.name
+        return fd
+
+    def resident(self, fd: int, offset: int, count: int) -> bool:
+        return self._names[fd] not in self.cold
+
+    def read(self, fd: int, count: int, offset: int) -> bytes:
+        if self._names[fd] in self.cold:
+            self.reads += 1
+            self.awake.wait(10)
+        return super().read(fd, count, offset)
+
+
+async def test_cold_bytes_are_read_ahead(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """By threads that touch no socket; also where they never seem to arrive in memory, every byte comes, once."""
+    files = ColdDisk()
+    mirror = await start_mirror(files=files)
+    blob = await hold(mirror, upstream, 2_500_000)
+    files.cold = {blob.digest.hex}
+
+    replies = await mirror.together(3, f"/v2/demo/blobs/{blob.digest}")
+
+    assert all((reply.body, reply.cache) == (blob.content, "hit") for reply in replies)
+    assert files.reads == 3 * 3
+
+
+async def test_a_disk_that_hangs_costs_no_byte(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """More clients than threads wait for a file that is not read: warm blobs leave as ever, and when patience ends the
+    others get theirs from the upstream.
+    """
+    files = ColdDisk()
+    mirror = await start_mirror(files=files, timeouts=Timeouts(), wiring={"patience": 0.5})
+    warm, cold = await hold(mirror, upstream, 500_000), await hold(mirror, upstream, 600_000)
+    files.cold = {cold.digest.hex}
+    files.awake.clear()
+
+    waiting = asyncio.gather(*(mirror.blob("demo", cold.digest) for _ in range(40)))
+    replies = await mirror.together(20, f"/v2/demo/blobs/{warm.digest}")
+    assert not waiting.done()
+
+    assert all((reply.body, reply.cache) == (warm.content, "hit") for reply in replies)
+    assert all(reply.body == cold.content for reply in await waiting)
+    files.awake.set()
+
+
+async def test_a_step_that_hangs_is_given_up(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """Bytes that seemed to be in memory and were not: the socket is lost to them, so the answer ends, short."""
+    files = Gate()
+    mirror = await start_mirror(files=files, wiring={"patience": 0.2})
+    blob = await hold(mirror, upstream, 200_000)
+    before = descriptors()
+    files.opened.clear()
+
+    async with await RawClient.connect(mirror.app.port) as client:
+        await client.ask(f"/v2/demo/blobs/{blob.digest}")
+        head = await client.head()
+        assert await client.rest() == b""
+
+    assert (head.status, head.length) == (200, 200_000)
+    await outcome(mirror)
+    files.opened.set()
+    await nothing_left_open(before)
+
+
+async def test_no_descriptor_to_spare_ends_the_answer(
+    lines: Lines, mirror: RunningMirror, upstream: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process out of descriptors cuts the answer short, says so in one line, and recovers."""
+
+    def dup(number: int) -> int:
+        raise OSError(errno.EMFILE, "planted")
+
+    blob = await hold(mirror, upstream, 200_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", dup)
+        async with await RawClient.connect(mirror.app.port) as client:
+            await client.ask(f"/v2/demo/blobs/{blob.digest}")
+            assert (await client.head()).length == 200_000
+            assert await client.rest() == b""
+        await outcome(mirror)
+
+    assert (await mirror.blob("demo", blob.digest)).body == blob.content
+    await outcome(mirror)
+    assert [line["result"] for line in lines.access()] == ["miss", "error", "hit"]
+    assert not any("exception" in line for line in lines.all())
+
+
+# In time.
 
 
 async def test_the_headers_of_a_held_blob_wait_for_no_disk(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
@@ -405,6 +505,7 @@ async def test_who_leaves_before_the_answer_is_counted_too(
     rule.release()
 
     assert (await mirror.manifest("demo", "1")).body == image.manifest.content
+    await outcome(mirror)
     assert [line["status"] for line in lines.access()] == [499, 200]
     assert lines.troubles() == []
 
