@@ -22,7 +22,7 @@ class SingleFlight:
     def start(self, key: Hashable, call: Callable[[], Awaitable[T]]) -> asyncio.Task[T]:
         """The running call for `key`, or a new one that nobody needs to await."""
         task = self._running.get(key)
-        if task is None:
+        if task is None or task.done():  # over, though its callback has not run yet
             task = self._running[key] = asyncio.create_task(_run(call))
             task.add_done_callback(lambda done: self._finish(key, done))
         return task
@@ -40,7 +40,8 @@ class SingleFlight:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _finish(self, key: Hashable, task: asyncio.Task[Any]) -> None:
-        self._running.pop(key, None)
+        if self._running.get(key) is task:
+            del self._running[key]
         if not task.cancelled():
             task.exception()  # heard, even where every caller has left
 

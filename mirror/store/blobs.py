@@ -110,14 +110,16 @@ class BlobStore:
             return None
         return await self._reading.run(self._shelves.open, digest, limit=self._patience, unwanted=_release)
 
-    async def remove(self, digest: Digest, *, unless_used_after: float | None = None) -> int:
-        """Unlinks a blob; whoever is being sent it still reads on. Returns the bytes it had.
+    async def remove(self, digest: Digest) -> int:
+        """Unlinks a blob; whoever is being sent it still reads on. Returns the bytes it had, 0 if it was gone."""
+        return await self._writing.run(self._shelves.remove, digest)
 
-        0 if it was gone, or is spared since it was used after that moment (seconds since the epoch).
+    async def remove_unused(self, entries: Sequence[BlobEntry]) -> list[int]:
+        """Removes blobs that were not used since they were surveyed; returns the bytes of each, 0 where it is spared.
+
+        Where the disk fails after the first one the others are left out; raises StorageError where it fails at once.
         """
-        if unless_used_after is not None and self._uses.get(digest, 0.0) > unless_used_after:
-            return 0
-        return await self._writing.run(self._shelves.remove, digest, unless_used_after)
+        return await self._writing.run(self._remove_unused, entries)
 
     def touch(self, digest: Digest) -> None:
         """Notes a use now."""
@@ -280,6 +282,18 @@ class BlobStore:
             else:
                 self.leftovers[digest] = Leftover(path, size, origin)
         return unsettled == 0
+
+    def _remove_unused(self, entries: Sequence[BlobEntry]) -> list[int]:
+        removed: list[int] = []
+        for entry in entries:
+            try:
+                used = self._uses.get(entry.digest, 0.0) > entry.used_at
+                removed.append(0 if used else self._shelves.remove(entry.digest, unless_used_after=entry.used_at))
+            except OSError:
+                if not any(removed):
+                    raise
+                break
+        return removed
 
     def _survey(self, directories: Sequence[Directory], show: Callable[[BlobEntry], None]) -> tuple[int, int]:
         count = size = 0

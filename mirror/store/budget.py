@@ -20,8 +20,11 @@ from mirror.store.victims import Oldest
 
 _RESERVE_SECONDS = 2.0
 """How long a fill waits for room before it passes through."""
-_AT_A_TIME = 8
-"""Directories scanned in one go, between which other work of the disk has its turn."""
+_SCANNED_AT_ONCE = 8
+"""Directories; other work of the disk has its turn between."""
+_EVICTED_AT_ONCE = 64
+_SWEPT_AT_ONCE = 0.01
+"""Of `max_size`."""
 _log = structlog.get_logger()
 
 
@@ -149,7 +152,7 @@ class Budget:
         scanned_in_vain = False
         while freed < need:
             if self._victims:
-                size = await self.evict(self._victims.popleft(), reason)
+                size = await self._evict_some(need - freed, reason)
                 freed += size
                 scanned_in_vain = scanned_in_vain and not size
             elif scanned_in_vain:
@@ -158,17 +161,14 @@ class Budget:
                 wanted = max(need - freed, self.above_watermark)
                 await self.scan(wanted)
                 scanned_in_vain = self._scanned_for >= wanted  # else it was somebody else's scan, who wanted less
-        self.show()
         return freed
 
-    async def evict(self, victim: BlobEntry, reason: str) -> int:
-        """Removes a blob, unless it was used since it was scanned; returns the bytes it had."""
-        size = await self._blobs.remove(victim.digest, unless_used_after=victim.used_at)
-        if size:
-            self._metrics.evictions.labels(reason=reason).inc()
-            self._metrics.evicted_bytes.inc(size)
-            self._metrics.eviction_age.observe(max(0.0, self._clock() - victim.used_at))
-        return size
+    async def sweep(self) -> None:
+        """Evicts down to the low watermark, a part at a time: others make room meanwhile. Raises StorageError."""
+        while (above := self.above_watermark) > 0:
+            part = max(1, int(self._storage.max_size * _SWEPT_AT_ONCE))
+            if await self.make_room(min(above, part), "budget") == 0:
+                break
 
     async def scan(self, need: int) -> None:
         """Counts every blob and remembers victims for at least `need` bytes; one scan at a time, whoever asks.
@@ -200,8 +200,8 @@ class Budget:
         base = objects = 0
         oldest = Oldest(need)
         directories = self._blobs.directories()
-        for start in range(0, len(directories), _AT_A_TIME):
-            count, size = await self._blobs.survey(directories[start : start + _AT_A_TIME], oldest.offer)
+        for start in range(0, len(directories), _SCANNED_AT_ONCE):
+            count, size = await self._blobs.survey(directories[start : start + _SCANNED_AT_ONCE], oldest.offer)
             objects += count
             base += size
         self._base = base
@@ -239,6 +239,22 @@ class Budget:
         free, total = await self._blobs.free()
         promised = sum(max(0, held.size - held.written) for held in self._reservations)
         return size + promised + self._storage.min_free.of(total) - free
+
+    async def _evict_some(self, need: int, reason: str) -> int:
+        """Removes the next victims, unless they were used since they were surveyed; returns the bytes they had."""
+        victims: list[BlobEntry] = []
+        size = 0
+        while self._victims and size < need and len(victims) < _EVICTED_AT_ONCE:
+            victims.append(self._victims.popleft())
+            size += victims[-1].size
+        sizes = await self._blobs.remove_unused(victims)
+        for victim, freed in zip(victims, sizes, strict=False):
+            if freed:
+                self._metrics.evictions.labels(reason=reason).inc()
+                self._metrics.evicted_bytes.inc(freed)
+                self._metrics.eviction_age.observe(max(0.0, self._clock() - victim.used_at))
+        self.show()
+        return sum(sizes)
 
     async def _drop_leftovers(self, need: int) -> int:
         freed = 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mirror.oci.digest import Digest
-from mirror.oci.errors import DigestInvalid
 from mirror.store.files import Files, SharedFile
 from mirror.store.spools import Spool
 from mirror.store.unsettled import Unsettled
@@ -17,6 +17,7 @@ from mirror.store.unsettled import Unsettled
 Directory = tuple[str, str]
 """Algorithm and first two hex digits."""
 
+_NAME = {"sha256": re.compile("[0-9a-f]{64}"), "sha512": re.compile("[0-9a-f]{128}")}
 DIRECTORIES = tuple((algorithm, f"{prefix:02x}") for algorithm in ("sha256", "sha512") for prefix in range(256))
 
 
@@ -135,10 +136,9 @@ class Shelves:
         entries = []
         with shelf.lock:
             for name, size, used_at in self._files.scan(self._root / "blobs" / algorithm / prefix):
-                try:
-                    entries.append(BlobEntry(Digest.parse(f"{algorithm}:{name}"), size, used_at))
-                except DigestInvalid:
-                    continue  # not ours; never touched
+                # What is not ours is left alone. Digest.parse would remember each, and forget what requests ask for.
+                if name.startswith(prefix) and _NAME[algorithm].fullmatch(name):
+                    entries.append(BlobEntry(Digest(algorithm, name), size, used_at))
             return entries, shelf.balance
 
     def _path(self, digest: Digest) -> Path:

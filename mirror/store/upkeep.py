@@ -94,7 +94,7 @@ class Upkeep:
 
     async def _sweep(self) -> None:
         if self._budget.counted and self._budget.wants_sweep:
-            await self._budget.make_room(self._budget.above_watermark, "budget")
+            await self._budget.sweep()
 
     async def _write_used(self) -> None:
         """Reservations included: after a crash their spools are still there, until the scan has looked."""

@@ -15,7 +15,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import StorageError
 from mirror.store.blobs import BlobStore, is_full
 from mirror.store.files import SharedFile
-from mirror.store.shelves import DIRECTORIES
+from mirror.store.shelves import DIRECTORIES, BlobEntry
 from tests.faulty import METHODS, FaultyFiles
 from tests.storing import HOST, bytes_in, content, path_of, put, read, spool, until
 
@@ -146,12 +146,18 @@ async def test_a_blob_removed_twice_at_once_is_counted_once(store: BlobStore, di
 
 async def test_files_that_are_not_ours_are_neither_counted_nor_touched(store: BlobStore) -> None:
     """Whatever somebody puts beside the blobs stays there."""
-    digest = await put(store, content(1))
-    foreign = path_of(store.root, digest).with_name("README")
-    foreign.write_text("hands off")
+    path = path_of(store.root, await put(store, content(1)))
+    elsewhere = "00" if path.name[:2] != "00" else "01"
+    for name in ("README", path.name[:-1], path.name + "0", path.name.upper()[:-1] + "X", elsewhere + path.name[2:]):
+        path.with_name(name).write_text("hands off")
+    found: list[BlobEntry] = []
 
+    await store.survey(DIRECTORIES, found.append)
+
+    assert [entry.digest.hex for entry in found] == [path.name]
     assert await total(store) == 1000
-    assert foreign.exists()
+    assert await store.remove_unused([BlobEntry(entry.digest, 1, 4e9) for entry in found]) == [1000]
+    assert len(list(path.parent.iterdir())) == 5
 
 
 async def test_data_is_for_us_alone(store: BlobStore) -> None:
@@ -438,6 +444,17 @@ async def test_a_hanging_disk_does_not_keep_us_from_leaving(store: BlobStore, di
     made.file.release()
 
 
+async def test_what_was_removed_before_the_disk_failed_counts(store: BlobStore, disk: FaultyFiles) -> None:
+    """An eviction of several goes as far as it goes."""
+    entries = [BlobEntry(await put(store, content(number)), 1000, 4e9) for number in range(4)]
+    disk.fail(errno.EIO, "unlink", skip=2)
+
+    assert await store.remove_unused(entries) == [1000, 1000]
+    with pytest.raises(StorageError):
+        await store.remove_unused(entries[2:])
+    assert store.net == bytes_in(store.root / "blobs") == 2000
+
+
 # Uses
 
 
@@ -465,7 +482,7 @@ async def test_a_use_counts_while_it_is_being_written(store: BlobStore, disk: Fa
     flush = asyncio.create_task(store.flush_uses())
     await trap.met()
 
-    assert await store.remove(digest, unless_used_after=1) == 0
+    assert await store.remove_unused([BlobEntry(digest, 1000, 1.0)]) == [0]
 
     disk.fail(errno.EROFS, "utime")
     trap.release()

@@ -415,6 +415,18 @@ async def test_a_count_under_way_is_no_reason_to_find_nobody(open_shop: Open) ->
     assert shop.held(held) == [False, False, True, True]
 
 
+async def test_a_sweep_stops_where_others_made_room_meanwhile(open_shop: Open) -> None:
+    """Two at once free no more than one would."""
+    shop = await open_shop()
+    held = await shop.put(*[1 * KIB] * 100)
+    await shop.budget.scan(0)
+
+    await asyncio.gather(shop.budget.sweep(), shop.budget.sweep(), shop.budget.sweep())
+
+    assert 87 <= sum(shop.held(held)) <= 90
+    assert shop.held(held) == sorted(shop.held(held))
+
+
 async def test_making_room_comes_to_an_end(open_shop: Open) -> None:
     """Also where nothing is left to go, or all of it is in use."""
     shop = await open_shop()

@@ -66,6 +66,24 @@ async def test_the_next_caller_after_the_end_starts_anew() -> None:
     assert await flights.run("key", call) == 3
 
 
+async def test_a_result_is_nobodys_who_asks_after_it() -> None:
+    """Not even in the very moment in which it came: who asks again in a loop would never let the loop go round."""
+    flights, call = SingleFlight(), Call()
+    call.go_on.set()
+    task = flights.start("key", call)
+    seen: list[asyncio.Task[int]] = []
+    asyncio.get_running_loop().call_soon(lambda: seen.append(flights.start("key", call)))  # right behind its only step
+    assert await task == 1
+
+    (again,) = seen
+    assert again is not task
+    assert flights.start("key", call) is again
+    assert await again == 2
+    await turns()
+    assert flights.start("key", call) is not again
+    await flights.close()
+
+
 async def test_everyone_hears_the_error() -> None:
     """Each of the callers, once."""
     flights, call = SingleFlight(), Call()
