@@ -391,7 +391,7 @@ async def test_who_takes_little_at_a_time_gets_everything(start_mirror: StartMir
             await client.ask(f"/v2/demo/blobs/{blob.digest}")
             head = await client.head()
             taken = b""
-            for _ in range(20):
+            for _ in range(12):
                 taken += await client.read(64 << 10)
                 await asyncio.sleep(0.1)
             taken += await client.read(head.length - len(taken))
