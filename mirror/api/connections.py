@@ -15,6 +15,8 @@ Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Malformed = Callable[[web.BaseRequest, str], None]
 
 
+_LONGEST = 2**31 - 1
+"""Milliseconds that the kernel can count."""
 SERVER = "mirror"
 """The Server header; aiohttp's own would tell versions."""
 
@@ -68,7 +70,8 @@ class _Connection(web.RequestHandler):
         transport.set_write_buffer_limits(high=0)
         client: socket.socket = transport.get_extra_info("socket")
         if client.family in (socket.AF_INET, socket.AF_INET6):
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(self._server.stall * 1000)))
+            stall = min(max(1, int(self._server.stall * 1000)), _LONGEST)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall)
         super().connection_made(transport)
 
     def handle_error(

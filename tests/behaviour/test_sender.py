@@ -400,6 +400,13 @@ async def test_who_takes_little_at_a_time_gets_everything(start_mirror: StartMir
     await asyncio.gather(take_slowly(held), take_slowly(passing))
 
 
+async def test_patience_may_last_for_years(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """Any duration that the configuration takes is one that connections can be made with."""
+    mirror = await start_mirror(timeouts=Timeouts(client=10 * 365 * 86400.0))
+
+    assert (await mirror.get("/v2/")).status == 200
+
+
 # Cut short.
 
 
