@@ -67,9 +67,7 @@ class TestNoAnswer:
             status(500),
             status(502),
             html(503),
-            status(503, retry_after=60),
             status(429),
-            status(429, retry_after=60),
             status(400),
             redirect(lifetime=-1),
         ],
@@ -88,6 +86,18 @@ class TestNoAnswer:
             assert reply.headers["Docker-Content-Digest"] == str(image.digest)
             assert reply.body == (image.manifest.content if method == "GET" else b"")
         assert mirror.metric("mirror_stale_served_total", upstream="docker.io") == 2
+
+    @pytest.mark.parametrize("code", [429, 503])
+    async def test_a_pause_that_was_asked_for_is_no_answer(
+        self, mirror: RunningMirror, upstream: FakeRegistry, image: Image, clock: Clock, code: int
+    ) -> None:
+        """Retry-After beyond our patience: stale at once, and the upstream is left alone meanwhile."""
+        await expire(mirror, clock)
+        upstream.fault(ANY, status(code, retry_after=60))
+
+        for _ in range(3):
+            assert (await mirror.manifest("demo", "1")).cache == "stale"
+        assert upstream.count(kind="manifest", method="HEAD") == 1
 
     async def test_the_metric_says_why(
         self, mirror: RunningMirror, upstream: FakeRegistry, image: Image, clock: Clock

@@ -95,7 +95,7 @@ async def play(history: list[tuple[str, Target | str]]) -> None:
     await cache.close()
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.lists(events, max_size=25))
 def test_a_digest_is_permitted_where_it_was_shown_since_the_last_no(history: list[tuple[str, Target | str]]) -> None:
     """Claims, proofs, refusals, 404s, answers that come late, restarts and days that pass."""
