@@ -25,6 +25,7 @@ _ERRNO = {
 }
 _SQLITE = {
     sqlite3.SQLITE_FULL: "full",
+    sqlite3.SQLITE_IOERR_SHMSIZE: "full",
     sqlite3.SQLITE_READONLY: "read_only",
     sqlite3.SQLITE_PERM: "permission",
     sqlite3.SQLITE_BUSY: "locked",
@@ -69,9 +70,9 @@ class Trouble:
         self._show(reason)
         _log.info("storage recovered", part=part, reason=reason)
 
-    def met_by(self, part: str) -> bool:
-        """Whether `part` is in trouble."""
-        return part in self._reasons
+    def met_by(self, part: str) -> str | None:
+        """The reason of the trouble that `part` is in; None where it is in none."""
+        return self._reasons.get(part)
 
     def usable(self, part: str) -> bool:
         """False while `part` rests after a failure."""
@@ -93,6 +94,8 @@ def reason_of(error: BaseException) -> str:
     for cause in (error, error.__cause__, error.__context__):
         if isinstance(cause, OSError) and cause.errno in _ERRNO:
             return _ERRNO[cause.errno]
-        if isinstance(cause, sqlite3.Error) and (code := getattr(cause, "sqlite_errorcode", 0) & 0xFF) in _SQLITE:
-            return _SQLITE[code]
+        if isinstance(cause, sqlite3.Error):
+            code = getattr(cause, "sqlite_errorcode", 0)
+            if reason := _SQLITE.get(code) or _SQLITE.get(code & 0xFF):
+                return reason
     return "io_error"

@@ -107,6 +107,9 @@ class Upkeep:
     async def _tend_records(self) -> None:
         """Drops expired records, and those nearest their expiry while the records take more than their share."""
         await self._records.mend()
+        if self._trouble.met_by("records") == "full":  # a few blobs are worth less than all names
+            await self._budget.make_room(_RECORDS_FLOOR, "emergency")
+            await self._records.mend()
         while await self._records.drop_expired():
             pass
         limit = max(_RECORDS_FLOOR, int(self._storage.max_size * _RECORDS_SHARE))

@@ -15,7 +15,7 @@ from tests.faulty import METHODS, FaultyFiles
 from tests.harness import RunningMirror, short_timeouts
 from tests.storing import bytes_in, until
 from tests.upstream import Blob, FakeRegistry, stall_at
-from tests.volumes import volume
+from tests.volumes import fill, volume
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -241,6 +241,34 @@ async def test_a_full_disk_costs_no_client_a_byte(
     await pair.check(last, clients=1)
     await mirror.quiet()
     assert await pair.check(last, clients=1) == ["hit"]  # a full cache makes room on a full disk too
+
+
+async def test_a_full_disk_is_no_reason_not_to_start(
+    start_mirror: StartMirror, upstream: FakeRegistry, small: Path
+) -> None:
+    """Held blobs are served from it, the records get some room back, and nothing is asked again."""
+    mirror = await start_mirror(path=small, timeouts=PATIENT)
+    pair = Pair(mirror, FaultyFiles(), upstream)
+    image = upstream.add_image("library/app", "1", layers=[3 * MIB, 1000])
+    old = [pair.blob(3 * MIB + number) for number in range(3)]
+    for blob in old:
+        await pair.check(blob, clients=1)
+    for path in ("manifests/1", *(f"blobs/{blob.digest}" for blob in image.blobs)):
+        assert (await mirror.get(f"/v2/app/{path}")).status == 200
+    await mirror.quiet()
+    await mirror.stop()
+    fill(small / "somebody else's")
+    upstream.reset()
+
+    await mirror.start()
+    await until(lambda: mirror.app.budget.counted and not mirror.app.trouble.reasons)
+
+    assert (await mirror.manifest("app", "1")).body == image.manifest.content
+    for blob in image.blobs:
+        assert (await mirror.blob("app", blob.digest)).body == blob.content
+    assert upstream.content_requests() == []
+    assert mirror.metric("mirror_evictions_total", reason="emergency") == 1
+    assert await pair.degraded() == []
 
 
 async def test_a_disk_that_others_fill_in_the_middle_of_a_blob(

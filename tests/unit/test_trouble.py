@@ -63,6 +63,7 @@ def test_the_reason_of_the_database_is_found() -> None:
     assert reason_of(sqlite(sqlite3.SQLITE_FULL)) == "full"
     assert reason_of(sqlite(sqlite3.SQLITE_READONLY_DBMOVED)) == "read_only"
     assert reason_of(sqlite(sqlite3.SQLITE_IOERR)) == "io_error"
+    assert reason_of(sqlite(sqlite3.SQLITE_IOERR_SHMSIZE)) == "full"
     hidden = diskcache.Timeout()
     hidden.__context__ = sqlite(sqlite3.SQLITE_BUSY)
     assert reason_of(hidden) == "locked"
@@ -78,7 +79,7 @@ def test_trouble_shows_until_it_is_over() -> None:
     desk.trouble.note("blobs", failure(errno.EIO))
 
     assert desk.trouble.reasons == ["blobs: io_error"]
-    assert desk.trouble.met_by("blobs")
+    assert desk.trouble.met_by("blobs") == "io_error"
     assert desk.degraded("io_error") == 1
 
     desk.trouble.clear("blobs")
