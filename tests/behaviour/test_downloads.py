@@ -367,8 +367,9 @@ async def test_a_cold_head_downloads_nothing(mirror: RunningMirror, upstream: Fa
     assert spools(mirror) == []
 
 
-async def test_a_cold_head_waits_only_so_long_but_asks_on(mirror: RunningMirror, upstream: FakeRegistry) -> None:
+async def test_a_cold_head_waits_only_so_long_but_asks_on(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
     """504 after `cold_head`; the answer that comes later serves the next client."""
+    mirror = await start_mirror(timeouts=short_timeouts(try_=10, first_byte=10))
     blob = upstream.put_blob("library/demo", MIB)
     held = upstream.fault(blob, stall(), times=1)
 
