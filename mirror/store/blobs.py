@@ -117,7 +117,7 @@ class BlobStore:
     async def remove_unused(self, entries: Sequence[BlobEntry]) -> list[int]:
         """Removes blobs that were not used since they were surveyed; returns the bytes of each, 0 where it is spared.
 
-        Where the disk fails after the first one the others are left out; raises StorageError where it fails at once.
+        One that cannot be removed keeps no other from going; raises StorageError where none can.
         """
         return await self._writing.run(self._remove_unused, entries)
 
@@ -285,14 +285,17 @@ class BlobStore:
 
     def _remove_unused(self, entries: Sequence[BlobEntry]) -> list[int]:
         removed: list[int] = []
+        failure: OSError | None = None
         for entry in entries:
-            try:
-                used = self._uses.get(entry.digest, 0.0) > entry.used_at
-                removed.append(0 if used else self._shelves.remove(entry.digest, unless_used_after=entry.used_at))
-            except OSError:
-                if not any(removed):
-                    raise
-                break
+            size = 0
+            if self._uses.get(entry.digest, 0.0) <= entry.used_at:
+                try:
+                    size = self._shelves.remove(entry.digest, unless_used_after=entry.used_at)
+                except OSError as error:
+                    failure = error
+            removed.append(size)
+        if failure is not None and not any(removed):
+            raise failure
         return removed
 
     def _survey(self, directories: Sequence[Directory], show: Callable[[BlobEntry], None]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class Files:
         os.utime(path, (when, when))
 
     def scan(self, path: Path) -> Iterable[tuple[str, int, float]]:
-        """Name, size in bytes and mtime of each file in `path`; nothing where there is no such directory."""
+        """Name, size in bytes and mtime of each plain file in `path`; nothing where there is no such directory."""
         try:
             entries = os.scandir(path)
         except FileNotFoundError:
@@ -90,7 +91,8 @@ class Files:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:  # evicted since the directory was read
                     continue
-                yield entry.name, status.st_size, status.st_mtime
+                if stat.S_ISREG(status.st_mode):
+                    yield entry.name, status.st_size, status.st_mtime
 
     def free(self, path: Path) -> tuple[int, int]:
         """Free bytes for us on the file system that holds `path`, and its total."""
