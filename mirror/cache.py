@@ -157,6 +157,10 @@ class Cache:
         """What `put_tag` and `put_link` want to know; taken before the upstream is asked."""
         return Question(target, (await self._epoch(target)).number)
 
+    async def still_counts(self, question: Question) -> bool:
+        """Whether the repository has not been refused since the question was taken."""
+        return (await self._epoch(question.target)).number == question.epoch
+
     async def refuse(self, target: Target) -> None:
         """The upstream refused the repository: all its links and tags are asked again, one by one, when wanted."""
         ended = await self._epoch(target)

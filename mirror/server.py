@@ -101,7 +101,7 @@ class Mirror:
         # Who asks us.
         self.traffic = Traffic(self.metrics)
         sender = Sender(patience)
-        self._registry = RegistryApi(router, self._manifests, blobs, self.traffic, sender, timeouts.first_byte)
+        self._registry = RegistryApi(router, self._manifests, blobs, self.traffic, sender)
         self._admin = AdminApi(self.metrics, self.trouble, lambda: self.traffic.draining)
         self._listener: web.BaseRunner | None = None
         self._closing = AsyncExitStack()

@@ -44,5 +44,5 @@ async def start_mirror(upstream: FakeRegistry, tmp_path: Path) -> AsyncIterator[
 
 @pytest.fixture
 async def mirror(start_mirror: StartMirror) -> RunningMirror:
-    """A mirror in front of `upstream` as docker.io, with time limits at 1/20."""
+    """A mirror in front of `upstream` as docker.io, with short time limits."""
     return await start_mirror()

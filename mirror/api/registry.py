@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 from aiohttp import web
 
@@ -12,10 +10,9 @@ from mirror.api.exchange import EXCHANGE, Exchange
 from mirror.api.middleware import Traffic
 from mirror.api.responses import blob_response, etag, manifest_response, version_response
 from mirror.api.sender import Sender, cut_short
-from mirror.download import Piece
 from mirror.oci.byte_range import RangeSpec, parse_range
 from mirror.oci.digest import Digest
-from mirror.oci.errors import MirrorError, Unsupported, UpstreamCorrupt, UpstreamTimeout
+from mirror.oci.errors import MirrorError, Unsupported, UpstreamCorrupt
 from mirror.oci.reference import parse_reference
 from mirror.pull import BlobAnswer, BlobPuller, ManifestPuller
 from mirror.routing import ParsedPath, Router, Target, parse_path
@@ -26,7 +23,7 @@ _log = structlog.get_logger()
 
 
 class RegistryApi:
-    """Answers `/v2/…`; `first_byte` is how long in seconds a client waits for the first byte of a blob."""
+    """Answers `/v2/…`."""
 
     def __init__(
         self,
@@ -35,14 +32,12 @@ class RegistryApi:
         blobs: BlobPuller,
         traffic: Traffic,
         sender: Sender,
-        first_byte: float,
     ) -> None:
         self._router = router
         self._manifests = manifests
         self._blobs = blobs
         self._traffic = traffic
         self._sender = sender
-        self._first_byte = first_byte
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Any request. Raises MirrorError, for what is around it to answer, and ClientGone."""
@@ -101,8 +96,8 @@ class RegistryApi:
         first = None
         if start == end:
             _check_empty(answer.digest)
-        elif not answer.at_once:
-            first = await self._first(answer, start, exchange)
+        elif answer.patience is not None:  # until the first byte is there, there may be an error to answer
+            first = await answer.patience.bound(answer.body.at(start), f"the first byte of {answer.digest}")
         response = blob_response(answer, not_modified=False)
         await self._traffic.begin(request, response)
         try:
@@ -116,15 +111,6 @@ class RegistryApi:
             exchange.failure = f"cut short: {error}"
             await cut_short(request, response)
         return response
-
-    async def _first(self, answer: BlobAnswer, start: int, exchange: Exchange) -> Piece:
-        """The first piece, for which the headers wait: until it is there, there may be an error to answer."""
-        assert answer.body is not None
-        try:
-            async with asyncio.timeout(max(0.0, self._first_byte - exchange.elapsed())):
-                return await answer.body.at(start)
-        except TimeoutError:
-            raise UpstreamTimeout(f"no byte of {answer.digest} came in {self._first_byte:g} s") from None
 
 
 def _check_method(request: web.BaseRequest) -> None:

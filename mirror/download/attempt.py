@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
+from mirror.cache import Question
 from mirror.download.fetch import Fetch, Tools
 from mirror.download.pump import pump
 from mirror.download.sources import Sources
@@ -51,14 +52,14 @@ class Attempt:
         self._fetch = Fetch(digest, sources, tools, takes_encoded=True)
 
     @property
-    def shown_by(self) -> Target | None:
-        """The repository that showed the blob: its readers need no other permission."""
-        return self._fetch.shown_by
+    def shown(self) -> Question | None:
+        """The question that the bytes answer: readers from its repository need no other permission while it counts."""
+        return self._fetch.shown
 
     @property
     def culprit(self) -> Target:
         """Whom to blame for wrong bytes."""
-        return self.shown_by or self._source
+        return self.shown.target if self.shown is not None else self._source
 
     @property
     def improvable(self) -> bool:
@@ -200,8 +201,9 @@ class Attempt:
             except StorageError as error:
                 assert isinstance(track, SpoolTrack), "a window is no storage"
                 self._tools.cache.trouble.note("blobs", error)
-                track.freeze()
-                return False
+                if track.written != self.size:  # else only the disk's word on the last piece is missing
+                    track.freeze()
+                    return False
             if await self._is_right(track):
                 break
             if not self._fetch.ended_early:

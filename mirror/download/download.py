@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
+from mirror.cache import Question
 from mirror.download.attempt import Attempt
 from mirror.download.fetch import Tools
 from mirror.download.sources import Sources
@@ -86,9 +87,9 @@ class Download:
         await self.wait()
 
     @property
-    def shown_by(self) -> Target | None:
-        """The repository that showed the blob: its readers need no other permission."""
-        return self._attempt.shown_by if self._attempt is not None else None
+    def shown(self) -> Question | None:
+        """The question that the bytes answer: readers from its repository need no other permission while it counts."""
+        return self._attempt.shown if self._attempt is not None else None
 
     @property
     def joinable(self) -> bool:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from mirror.download import Body
 from mirror.oci.byte_range import ByteRange
 from mirror.oci.digest import Digest
+from mirror.transport import Deadline
 
 
 class Source(StrEnum):
@@ -36,7 +37,7 @@ class ManifestAnswer:
 class BlobAnswer:
     """A blob of `size` bytes, or the part `byte_range` of it. Whoever gets it closes `body` (None for a HEAD).
 
-    `at_once`: the headers need not wait for the first byte, which is known to come.
+    `patience`: how long the headers may wait for the first byte; None where they need not, since it is known to come.
     """
 
     digest: Digest
@@ -44,4 +45,4 @@ class BlobAnswer:
     byte_range: ByteRange | None
     body: Body | None
     source: Source
-    at_once: bool = False
+    patience: Deadline | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from mirror.cache import Cache
+from mirror.cache import Cache, Question
 from mirror.config import Timeouts
 from mirror.download import Body, Download, Downloads, FlightBody, HeldBody, RangeBody
 from mirror.metrics import Metrics
@@ -55,8 +55,8 @@ class BlobPuller:
         boarding = self._board(target, digest, deadline, background=spec is not None)
         flight = await deadline.bound(boarding, f"{target}@{digest}")
         if spec is None:
-            return BlobAnswer(digest, flight.size, None, flight.body, flight.source)
-        return await self._range(target, flight, spec)
+            return BlobAnswer(digest, flight.size, None, flight.body, flight.source, deadline)
+        return await self._range(target, flight, spec, deadline)
 
     # Held.
 
@@ -80,7 +80,7 @@ class BlobPuller:
         except BaseException:
             file.release()
             raise
-        return BlobAnswer(digest, file.size, byte_range, HeldBody(file, detour), source, at_once=True)
+        return BlobAnswer(digest, file.size, byte_range, HeldBody(file, detour), source)
 
     # On its way.
 
@@ -101,35 +101,42 @@ class BlobPuller:
         body = self._downloads.read(download, target)
         try:
             size = await body.opened()
-            if target != download.shown_by:  # shown in another repository: that is no permission here
+            if not await self._is_shown(target, download.shown):
                 await self._permissions.in_flight(target, digest, size, deadline)
         except BaseException:
             await body.close()
             raise
         return _Flight(download, size, body, source)
 
+    async def _is_shown(self, target: Target, shown: Question | None) -> bool:
+        """Whether the download itself is the permission: the bytes come from this repository, not refused since."""
+        return shown is not None and shown.target == target and await self._cache.still_counts(shown)
+
     # Ranges of what is not held.
 
-    async def _range(self, target: Target, flight: _Flight, spec: RangeSpec) -> BlobAnswer:
+    async def _range(self, target: Target, flight: _Flight, spec: RangeSpec, deadline: Deadline) -> BlobAnswer:
         try:
             byte_range = spec.resolve(flight.size)
             soon = self._soon(flight, byte_range.start)
-            if not soon:
-                await flight.body.close()
         except BaseException:
             await flight.body.close()
             raise
+        digest, size, patience = flight.download.digest, flight.size, None if soon else deadline
+        if byte_range.length == size:  # all of it, in the words of a range: as verified as any whole blob
+            return BlobAnswer(digest, size, byte_range, flight.body, flight.source, patience)
+        if not soon:
+            await flight.body.close()
         body = RangeBody(
-            flight.download.digest,
+            digest,
             target,
             self._downloads.tools,
-            size=flight.size,
+            size=size,
             end=byte_range.end,
             flight=flight.body if soon else None,
             board=lambda: self._downloads.rejoin(flight.download, target),
         )
         source = flight.source if soon else Source.BYPASS
-        return BlobAnswer(flight.download.digest, flight.size, byte_range, body, source, at_once=soon)
+        return BlobAnswer(digest, size, byte_range, body, source, patience)
 
     def _soon(self, flight: _Flight, offset: int) -> bool:
         """Whether the download gets to `offset` within `cold_head`; a young one has no rate yet, and counts as fast."""

@@ -30,6 +30,8 @@ _LOCK_SECONDS = 1.0
 _REST_SECONDS = 5.0
 """How long a locked database is then left alone: each waiting call would keep a client waiting."""
 _CLOSE_SECONDS = 5.0
+_UNDONE = 10_000
+"""Deletions that may wait for the disk; above that the whole database is begun anew."""
 _STEP = 2000
 """Records dropped at a time: the writer's other work must not wait for long."""
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -82,6 +84,8 @@ class Records:
         self._cache: Any = None
         self._opening: asyncio.Task[None] | None = None
         self._rest_until = 0.0
+        self._undone: dict[Key, None] = {}
+        """Deletions that the database has not heard of: it was locked, or its disk full."""
         self._closed = False
 
     async def open(self) -> None:
@@ -89,24 +93,35 @@ class Records:
         await self._reopen(None)
 
     async def mend(self) -> None:
-        """Tries again where the database could not be opened."""
+        """Tries again where the database could not be opened, or did not hear of a deletion."""
         if self._cache is None:
             await self._reopen(None)
+        for key in list(self._undone):
+            await self.delete(key)
 
     async def get(self, key: Key) -> bytes | None:
         """The value of `key`, or None."""
+        if key in self._undone:
+            return None
         value = await self._call(self._reader, lambda cache: cache.get(encode_key(key)), None)
         return value if isinstance(value, bytes) else None
 
     async def set(self, key: Key, value: bytes, useful_for: float) -> bool:
         """Writes `value`; after `useful_for` seconds it is gone for `get`. Returns whether it was written."""
-        return bool(
-            await self._call(self._writer, lambda cache: cache.set(encode_key(key), value, expire=useful_for), False)
+        written = await self._call(
+            self._writer, lambda cache: bool(cache.set(encode_key(key), value, expire=useful_for)), False
         )
+        if written:
+            self._undone.pop(key, None)
+        return written
 
     async def delete(self, key: Key) -> None:
-        """Removes `key`, if it is there."""
-        await self._call(self._writer, lambda cache: cache.delete(encode_key(key)), False)
+        """Removes `key`, if it is there; from now on, even where the disk hears of it only later."""
+        self._undone[key] = None
+        if await self._call(self._writer, lambda cache: _delete(cache, key), False):
+            self._undone.pop(key, None)
+        elif len(self._undone) > _UNDONE and self._cache is not None:
+            await self._begin_anew(self._cache, StorageError("it has not heard of too many deletions"))
 
     async def volume(self) -> int:
         """Bytes on the disk: the database, its log, and one that was moved aside."""
@@ -129,11 +144,27 @@ class Records:
         self._closed = True
         if self._opening is not None:
             await asyncio.wait([self._opening], timeout=_CLOSE_SECONDS)
-        cache, self._cache = self._cache, None
+        cache = self._cache
+        self._rest_until = 0.0
+        for key in list(self._undone) if cache is not None else ():
+            await self.delete(key)
+        self._cache = None
         for pool in (self._reader, self._writer):  # the writer last: closing the last connection empties the log
             if cache is not None:
                 await self._close_connection(pool, cache)
+        if self._undone:
+            await self._forget_everything()
+        for pool in (self._reader, self._writer):
             pool.shutdown(wait=False)
+
+    async def _forget_everything(self) -> None:
+        """A later process would take what was to be deleted for valid: it has to ask for every name again instead."""
+        _log.error("the records did not hear of all deletions; names are asked again", deletions=len(self._undone))
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await asyncio.get_running_loop().run_in_executor(self._writer, self._unlink)
+        except OSError as error:
+            _log.error("the records cannot be removed", error=str(error) or "timed out")
 
     # Calls.
 
@@ -175,6 +206,7 @@ class Records:
         self._cache = None
         for pool in (self._reader, self._writer):
             await self._close_connection(pool, damaged)
+        self._undone.clear()
         await self._reopen(str(error))
 
     async def _reopen(self, damage: str | None) -> None:
@@ -245,6 +277,11 @@ class Records:
 
     # In the threads.
 
+    def _unlink(self) -> None:
+        self._database.unlink(missing_ok=True)
+        for part in ("-wal", "-shm"):
+            self._database.with_name(f"{self._database.name}{part}").unlink(missing_ok=True)
+
     def _volume(self, _: Any) -> int:
         self._database.stat()
         return sum(map(_size, [*self._path.iterdir(), *self._aside.rglob("*")]))
@@ -261,6 +298,11 @@ class Records:
 def encode_key(key: Key) -> str:
     """One text per key, injective: JSON quotes whatever could be mistaken for a separator."""
     return msgspec.json.encode(key).decode()
+
+
+def _delete(cache: Any, key: Key) -> bool:
+    cache.delete(encode_key(key))
+    return True
 
 
 def _sql(cache: Any, statement: str, *arguments: object) -> list[tuple[Any, ...]]:

@@ -227,9 +227,7 @@ class TestOneQuestion:
         assert all(reply.body == image.manifest.content for reply in replies)
         assert methods(upstream) == ["GET"]
 
-    async def test_a_herd_for_a_new_digest_costs_one_get(
-        self, mirror: RunningMirror, upstream: FakeRegistry
-    ) -> None:
+    async def test_a_herd_for_a_new_digest_costs_one_get(self, mirror: RunningMirror, upstream: FakeRegistry) -> None:
         """The same by digest."""
         image = upstream.add_image(REPOSITORY, "1")
 

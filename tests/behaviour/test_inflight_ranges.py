@@ -258,3 +258,21 @@ async def test_a_cold_range_without_room_keeps_nothing(start_mirror: StartMirror
     assert (reply.status, reply.body, reply.cache) == (206, blob.read(8 * MIB, 100), "bypass")
     assert left_behind(mirror) == {}
     assert upstream.bytes_for(blob) < 12 * MIB
+
+
+async def test_a_cold_range_of_an_upstream_without_ranges_waits_only_so_long(
+    start_mirror: StartMirror, upstream: FakeRegistry
+) -> None:
+    """All that it tries shares one `cold_head`: 504, though the fill has `first_byte` and goes on."""
+    mirror = await start_mirror(timeouts=short_timeouts(cold_head=0.3, first_byte=30, stall=30, no_progress=60))
+    blob = upstream.put_blob("library/demo", 3 * MIB)
+    upstream.fault(blob, ignore_range())
+    pause = upstream.fault(blob, stall_at(MIB))
+
+    async with asyncio.timeout(10):  # not first_byte, nor one cold_head after another without end
+        reply = await mirror.get(blob_path("demo", blob), Range=f"bytes={2 * MIB}-{2 * MIB + 9}")
+
+    assert reply.status == 504
+    pause.release()
+    await mirror.quiet()
+    assert (await mirror.blob("demo", blob.digest)).cache == "hit"

@@ -188,9 +188,7 @@ class TestSecondRepository:
         assert first.body == second.body == secret.manifest.content
         assert [seen.method for seen in upstream.content_requests()] == ["HEAD"]
 
-    async def test_a_herd_costs_one_head(
-        self, mirror: RunningMirror, upstream: FakeRegistry, secret: Image
-    ) -> None:
+    async def test_a_herd_costs_one_head(self, mirror: RunningMirror, upstream: FakeRegistry, secret: Image) -> None:
         """All of them wait for the one permission."""
         await hold(mirror, secret)
         layer = secret.layers[0]

@@ -4,6 +4,7 @@ to time."""
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 
 import pytest
 
@@ -11,6 +12,7 @@ from mirror.config import UpstreamSettings
 from tests.clock import Clock
 from tests.conftest import StartMirror
 from tests.harness import RunningMirror, short_timeouts
+from tests.reading import Reading, blob_path
 from tests.upstream import ANY, Bearer, FakeRegistry, Fault, Image, html, refuse, stall, stall_at, status
 
 REPOSITORY = "team/app"
@@ -132,11 +134,11 @@ class TestRepositories:
         """A long download that ends after it gives its client the blob, and nobody else."""
         late = upstream.put_blob(REPOSITORY, 100_000)
         held = upstream.fault(late, stall_at(50_000))
-        client = asyncio.create_task(mirror.blob(REPOSITORY, late.digest))
-        await held.reached.wait()
-        await refused(mirror, upstream, status(403))
-        held.release()
-        assert (await client).body == late.content
+        async with await Reading.ask(mirror, blob_path(REPOSITORY, late)) as client:
+            begun = await client.take(1000)
+            await refused(mirror, upstream, status(403))
+            held.release()
+            assert begun + await client.rest() == late.content
         await mirror.quiet()
         upstream.fault(ANY, status(403))
 
@@ -298,3 +300,39 @@ async def _settle(mirror: RunningMirror) -> None:
     """Waits for the renewals under way."""
     async with asyncio.timeout(10):
         await mirror.app.renewals.idle()
+
+
+async def test_a_refusal_counts_for_who_joins_a_blob_in_flight(mirror: RunningMirror, upstream: FakeRegistry) -> None:
+    """Those who were let in before get the rest; a newcomer is asked for, and hears the refusal."""
+    blob = upstream.put_blob(REPOSITORY, 4 << 20)
+    pause = upstream.fault(blob, stall_at(2 << 20), times=1)
+    async with await Reading.ask(mirror, blob_path(REPOSITORY, blob)) as first:
+        begun = await first.take(1 << 20)
+        await refused(mirror, upstream, status(403))
+        upstream.fault(REPOSITORY, status(403))
+
+        late = await mirror.blob(REPOSITORY, blob.digest)
+
+        assert late.status == 403
+        pause.release()
+        assert begun + await first.rest() == blob.content
+
+
+async def test_a_refusal_outlives_a_locked_database_and_a_restart(
+    mirror: RunningMirror, upstream: FakeRegistry
+) -> None:
+    """What the disk could not be told is told later, or at the stop."""
+    blob = upstream.put_blob(REPOSITORY, 50_000)
+    assert (await mirror.blob(REPOSITORY, blob.digest)).status == 200
+    await mirror.quiet()
+    database = mirror.settings.storage.path / "records" / "cache.db"
+    lock = sqlite3.connect(database, isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    await refused(mirror, upstream, status(403))
+    upstream.fault(REPOSITORY, status(403))
+    lock.execute("ROLLBACK")
+    lock.close()
+
+    await mirror.restart()
+
+    assert (await mirror.blob(REPOSITORY, blob.digest)).status == 403

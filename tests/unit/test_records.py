@@ -562,3 +562,38 @@ async def test_what_was_moved_aside_counts_and_goes_first(records: Records, path
     assert await again.volume() < 1_000_000
     assert await again.get(KEY) == b"value"
     await again.close()
+
+
+async def test_a_deletion_that_the_disk_does_not_hear_of_counts_all_the_same(small: Path, trouble: Trouble) -> None:
+    """From the moment it is asked for, and in the next process: the whole book goes before what was deleted stays."""
+    path = small / "records"
+    records = await reopened(path, trouble)
+    await records.set(("link", "secret"), b"may", 1000)
+    fill(small / "somebody else's")
+
+    await records.delete(("link", "secret"))
+
+    assert await records.get(("link", "secret")) is None
+    await records.close()
+    again = await reopened(path, trouble)
+    assert await again.get(("link", "secret")) is None
+    await again.close()
+
+
+async def test_a_deletion_is_done_once_the_lock_is_gone(path: Path, trouble: Trouble) -> None:
+    """`mend` tells the database what it could not hear."""
+    records = await reopened(path, trouble)
+    await records.set(("tag", "1"), b"was", 1000)
+    lock = sqlite3.connect(path / "cache.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    await records.delete(("tag", "1"))
+    assert await records.get(("tag", "1")) is None
+    lock.execute("ROLLBACK")
+    lock.close()
+
+    await records.close()
+
+    again = await reopened(path, trouble)
+    assert await again.get(("tag", "1")) is None
+    assert await again.count() == 1, "the schema's alone"
+    await again.close()
