@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NoReturn, Self
 
 from mirror.auth import Authenticator
+from mirror.memory import Bounded
 from mirror.oci.byte_range import ByteRange, parse_content_range
 from mirror.oci.digest import Digest
 from mirror.oci.envelope import error_codes
@@ -113,7 +113,7 @@ class Upstreams:
         self._router = router
         self._transport = transport
         self._authenticator = authenticator
-        self._destinations: OrderedDict[UpstreamName, Destination] = OrderedDict()
+        self._destinations: Bounded[UpstreamName, Destination] = Bounded(_MOST_DESTINATIONS)
 
     async def head_manifest(self, target: Target, reference: Reference, deadline: Deadline) -> ManifestHead:
         """What the upstream says that `reference` is now; at Docker Hub this costs no quota."""
@@ -242,9 +242,8 @@ class Upstreams:
     def _destination(self, upstream: UpstreamName) -> Destination:
         destination = self._destinations.get(upstream)
         if destination is None:
-            destination = self._destinations[upstream] = Destination.of(upstream, self._router.settings(upstream))
-            if len(self._destinations) > _MOST_DESTINATIONS:
-                self._destinations.popitem(last=False)
+            destination = Destination.of(upstream, self._router.settings(upstream))
+            self._destinations.set(upstream, destination)
         return destination
 
 

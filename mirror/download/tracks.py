@@ -190,11 +190,6 @@ class WindowTrack(Track):
                 return WindowPiece(offset, data, held.hasher, held.hashed)
         return None
 
-    def newest(self) -> WindowPiece | None:
-        """The visible bytes that came last; None while there are none."""
-        held = self._window[-1] if self._window else None
-        return self.piece(held.offset) if held is not None and held.offset < self.visible else None
-
     async def _make_room(self, need: int) -> None:
         while self._window and self._bytes + need > WINDOW_BYTES:
             if self._window[0].end > self._fastest:

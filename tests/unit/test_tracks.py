@@ -251,15 +251,3 @@ def test_a_window_of_pieces_of_any_size_never_waits_for_what_nobody_may_take(siz
         await reading
 
     asyncio.run(asyncio.wait_for(check(), 5))
-
-
-async def test_the_newest_bytes_of_a_window_are_visible_ones(window: WindowTrack) -> None:
-    """What another upstream is compared with is no part of the tail."""
-    window.size = 2 * PIECE
-    assert window.newest() is None
-
-    await fill(window, 2)
-
-    newest = window.newest()
-    assert newest is not None
-    assert (newest.offset, newest.end) == (PIECE, 2 * PIECE - WITHHELD)
