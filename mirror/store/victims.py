@@ -35,7 +35,7 @@ class Oldest:
 
     def chosen(self) -> list[BlobEntry]:
         """The victims, the least recently used first."""
-        return [entry for _, _, entry in sorted(self._heap, key=lambda item: (-item[0], item[1]))]
+        return [entry for _, _, entry in sorted(self._heap, key=lambda item: item[:2], reverse=True)]
 
 
 def choose_victims(entries: Iterable[BlobEntry], need: int, most: int = MOST) -> list[BlobEntry]:

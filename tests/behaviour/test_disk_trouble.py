@@ -31,10 +31,10 @@ class Pair:
         self.disk = disk
         self.upstream = upstream
 
-    def blob(self, size: int = 300 * KIB) -> Blob:
+    def blob(self, size: int = 100 * KIB) -> Blob:
         return self.upstream.put_blob("library/demo", size)
 
-    async def check(self, blob: Blob, *, clients: int = 3) -> list[str | None]:
+    async def check(self, blob: Blob, *, clients: int = 2) -> list[str | None]:
         """Every client gets every byte; returns what X-Cache said."""
         replies = await self.mirror.together(clients, f"/v2/demo/blobs/{blob.digest}")
         assert {reply.status for reply in replies} == {200}
@@ -90,7 +90,7 @@ async def test_no_failing_call_costs_a_client_a_byte(pair: Pair, method: str) ->
             assert await pair.degraded() == [f"blobs: {reason}"]
         await pair.mend()
 
-    for skip in range(4):
+    for skip in range(3):
         pair.disk.fail(errno.EIO, method, skip=skip, times=1)
         await pair.check(pair.blob())
         await pair.mend()
@@ -132,7 +132,7 @@ async def test_a_disk_that_fails_in_the_middle_of_a_blob(pair: Pair) -> None:
 @pytest.mark.parametrize("skip", [0, 1, 2])
 async def test_a_held_blob_that_cannot_be_read_to_its_end(pair: Pair, skip: int) -> None:
     """Its clients get the rest from the upstream; the blob is dropped and fetched anew."""
-    blob = pair.blob(20 * MIB)
+    blob = pair.blob(17 * MIB)
     await pair.check(blob, clients=1)
     await pair.mirror.quiet()
     pair.disk.fail(errno.EIO, "sendfile", skip=skip, times=1)
@@ -200,7 +200,7 @@ async def test_a_disk_that_hangs_is_passed_by(
     disk = FaultyFiles()
     pair = Pair(await start_mirror(files=disk, timeouts=PATIENT, wiring={"patience": 0.2}), disk, upstream)
     warm = await pair.warm()
-    blobs = [pair.blob(MIB) for _ in range(10)]
+    blobs = [pair.blob(200 * KIB) for _ in range(10)]
     trap = disk.hold(method, path=path)
 
     await asyncio.gather(*(pair.check(blob) for blob in (warm, *blobs)))

@@ -24,7 +24,7 @@ from mirror.store.lock import DataLock
 from tests.conftest import StartMirror
 from tests.e2e.processes import free_port
 from tests.faulty import METHODS, FaultyFiles
-from tests.harness import short_timeouts
+from tests.harness import RunningMirror, short_timeouts
 from tests.reading import blob_path, nothing_unheard
 from tests.storing import until
 from tests.upstream import Blob, FakeRegistry, stall_at
@@ -153,7 +153,7 @@ async def downloading(
 
 async def test_sigterm_lets_clients_finish_and_keeps_what_they_fetched(served: Serve, upstream: FakeRegistry) -> None:
     """Not ready and `Connection: close` at once, deaf after drain_delay, gone after the last transfer; all is kept."""
-    mirror = await served(drain_delay="1s", shutdown_grace="20s").start()
+    mirror = await served(drain_delay="0.5s", shutdown_grace="20s").start()
     blob = upstream.put_blob("library/demo", 4 * MIB)
     async with downloading(mirror, upstream, blob) as (client, rule):
         mirror.process.send_signal(signal.SIGTERM)
@@ -174,8 +174,9 @@ async def test_sigterm_lets_clients_finish_and_keeps_what_they_fetched(served: S
     assert sorted(path.name for path in (mirror.data / "records").iterdir()) == ["cache.db"]
 
     upstream.reset()
-    again = await served().start()
-    assert (await again.get(blob_path("demo", blob)))[2] == blob.content
+    async with RunningMirror(mirror.data, {"docker.io": upstream}) as again:
+        reply = await again.blob("demo", blob.digest)
+    assert (reply.cache, reply.body) == ("hit", blob.content)
     assert upstream.content_requests() == []
 
 
