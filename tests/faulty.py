@@ -116,11 +116,15 @@ class FaultyFiles(Files):
 
     def _before(self, method: str, path: Path | None) -> None:
         with self._lock:
-            self.calls[method] += 1
-            self.log.append((method, path))
-            caught = [trap for trap in self._traps if trap.catches(method, path)]
+            caught = self._note(method, path)
         for trap in caught:
             trap.spring()
+
+    def _note(self, method: str, path: Path | None) -> list[Trap]:
+        """Counts a call, under the lock; returns the traps that it meets."""
+        self.calls[method] += 1
+        self.log.append((method, path))
+        return [trap for trap in self._traps if trap.catches(method, path)]
 
     def _after(self, method: str, path: Path | None) -> None:
         if self.watch is not None:
@@ -177,8 +181,10 @@ class FaultyFiles(Files):
     def close(self, fd: int) -> None:
         with self._lock:
             path = self._paths.pop(fd)
+            caught = self._note("close", path)
         super().close(fd)  # Linux closes it even where it then tells of an error
-        self._before("close", path)
+        for trap in caught:
+            trap.spring()
 
     def read(self, fd: int, count: int, offset: int) -> bytes:
         self._before("read", self._paths[fd])
