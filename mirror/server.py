@@ -186,10 +186,15 @@ class Mirror:
         self._closing.push_async_callback(runner.cleanup)
         await runner.setup()
         site = web.TCPSite(runner, address.host, address.port, backlog=_BACKLOG)
+        # asyncio forgets a listening socket when it is cancelled in its last step; begun, this goes through.
+        starting = asyncio.create_task(site.start())
         try:
-            await site.start()
+            await asyncio.shield(starting)
         except OSError as error:
             raise OSError(f"cannot listen on {address}: {_reason(error)}") from error
+        except asyncio.CancelledError:
+            await asyncio.gather(starting, return_exceptions=True)
+            raise
         port: int = runner.addresses[0][1]
         return port
 
