@@ -36,10 +36,15 @@ class TypedRecords:
             return held
         changes = self._changes
         record = await self.read(key, shape)
-        # What was written or deleted during the read must not be hidden by what was there before.
-        if record is not None and changes == self._changes:
-            await self._memory.set(key, record, _IN_MEMORY)
-        return record
+        if changes == self._changes:
+            if record is not None:
+                await self._memory.set(key, record, _IN_MEMORY)
+            return record
+        # What was written or deleted during the read counts, and must not be hidden by what was there before.
+        held = await self._memory.get(key)
+        if held is _GONE:
+            return None
+        return held if isinstance(held, shape) else record
 
     async def read(self, key: Key, shape: type[R]) -> R | None:
         """The record as it stands on the disk."""
