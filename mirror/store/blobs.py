@@ -27,6 +27,8 @@ __all__ = ["BlobEntry", "BlobStore", "Directory", "Leftover", "Spool", "is_full"
 T = TypeVar("T")
 _READ_THREADS = 8
 _WRITE_THREADS = 8
+_TIDY_THREADS = 4
+_CHECK_THREADS = 2
 _HASH_THREADS = min(8, os.cpu_count() or 1)
 _RESUMABLE = 1 << 20
 """Bytes; a shorter leftover spool costs less to fetch again than to keep."""
@@ -39,8 +41,9 @@ class BlobStore:
     """The blob files under `<root>/blobs` and the spools under `<root>/spool`.
 
     The coroutines do their file calls in threads. They raise StorageError where the disk fails, or does not answer for
-    `patience` seconds while a client waits. Reading never waits behind writing, nor hashing behind either. What a use
-    changes (mtime) is noted in memory and written in batches by `flush_uses`: serving a blob writes nothing.
+    `patience` seconds while a client waits. Reading does not wait behind writing, making room behind neither, nor
+    hashing behind any disk. What a use changes (mtime) is noted in memory and written in batches by `flush_uses`:
+    serving a blob writes nothing.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class BlobStore:
         self._patience = patience
         self._reading = Threads("disk-read", _READ_THREADS)
         self._writing = Threads("disk-write", _WRITE_THREADS)
+        self._tidying = Threads("disk-tidy", _TIDY_THREADS)
+        self._checking = Threads("disk-check", _CHECK_THREADS)
         self._hashing = Threads("hash", _HASH_THREADS)
         self._unsettled = Unsettled(root / "unsettled", files)
         self._shelves = Shelves(root, files, self._unsettled, self._share)
@@ -69,7 +74,7 @@ class BlobStore:
 
         Raises StorageError where the directory cannot be used at all.
         """
-        clean = await self._writing.run(self._open)
+        clean = await self._tidying.run(self._open)
         self._opened = True
         return clean
 
@@ -80,12 +85,12 @@ class BlobStore:
         """
         self._closing = True
         await self._verifying.close()
-        pools = (self._reading, self._writing, self._hashing)
+        pools = (self._reading, self._writing, self._tidying, self._checking, self._hashing)
         try:
             async with asyncio.timeout(limit):
                 await asyncio.gather(*(pool.idle() for pool in pools))
                 if self._opened:
-                    await self._writing.run(self._unsettled.clear)
+                    await self._tidying.run(self._unsettled.clear)
         except TimeoutError:
             raise StorageError("the disk does not answer") from OSError(errno.ETIMEDOUT, "no answer in time")
         finally:
@@ -112,14 +117,14 @@ class BlobStore:
 
     async def remove(self, digest: Digest) -> int:
         """Unlinks a blob; whoever is being sent it still reads on. Returns the bytes it had, 0 if it was gone."""
-        return await self._writing.run(self._shelves.remove, digest)
+        return await self._tidying.run(self._shelves.remove, digest)
 
     async def remove_unused(self, entries: Sequence[BlobEntry]) -> list[int]:
         """Removes blobs that were not used since they were surveyed; returns the bytes of each, 0 where it is spared.
 
         One that cannot be removed keeps no other from going; raises StorageError where none can.
         """
-        return await self._writing.run(self._remove_unused, entries)
+        return await self._tidying.run(self._remove_unused, entries)
 
     def touch(self, digest: Digest) -> None:
         """Notes a use now."""
@@ -136,7 +141,7 @@ class BlobStore:
     async def flush_uses(self) -> None:
         """Writes the noted uses as mtimes; until they are written they stay noted. Raises StorageError."""
         uses = dict(self._uses)
-        await self._writing.run(self._shelves.used, uses)
+        await self._tidying.run(self._shelves.used, uses)
         for digest, used_at in uses.items():
             if self._uses.get(digest) == used_at:
                 del self._uses[digest]
@@ -150,7 +155,7 @@ class BlobStore:
 
         Returns how many they are, and how many bytes they had when this process began; `net` is on top of that.
         """
-        return await self._writing.run(self._survey, directories, show)
+        return await self._tidying.run(self._survey, directories, show)
 
     # Spools.
 
@@ -175,7 +180,7 @@ class BlobStore:
         Where hashing it would keep a client waiting it is put back instead, with an error that is none of the disk's.
         """
         try:
-            return await self._writing.run(
+            return await self._checking.run(
                 self._take_over,
                 digest,
                 leftover.path,
@@ -197,7 +202,8 @@ class BlobStore:
         Raises StorageError.
         """
         try:
-            await self._writing.run(spool.append, pieces, limit=self._patience, holding=spool.file)
+            # Longer than for a question: on a slow disk many fills wait for each other, and all would be given up.
+            await self._writing.run(spool.append, pieces, limit=3 * self._patience, holding=spool.file)
         except StorageError as error:
             if not is_full(error):
                 spool.give_up()
@@ -211,7 +217,7 @@ class BlobStore:
 
     async def discard(self, left: Spool | Leftover) -> None:
         """Removes the spool's file; readers that hold it read on."""
-        await self._writing.run(self.files.unlink, left.path)
+        await self._tidying.run(self.files.unlink, left.path)
 
     async def discard_leftover(self, digest: Digest) -> int:
         """Removes a leftover spool; returns the bytes it had."""
@@ -224,11 +230,11 @@ class BlobStore:
 
     async def free(self) -> tuple[int, int]:
         """Free and total bytes of the file system."""
-        return await self._writing.run(self.files.free, self.root)
+        return await self._tidying.run(self.files.free, self.root)
 
     async def probe(self) -> None:
         """Writes, reads and removes a small file. Raises StorageError while the disk does not work."""
-        await self._writing.run(self._probe, limit=self._patience)
+        await self._tidying.run(self._probe, limit=self._patience)
 
     async def read(self, file: SharedFile, count: int, offset: int) -> bytes:
         """At most `count` bytes of a file that the caller holds. Raises StorageError."""
@@ -245,13 +251,13 @@ class BlobStore:
     # Inside; the plain functions run in threads.
 
     def _share(self, fd: int, size: int) -> SharedFile:
-        return SharedFile(fd, size, self.files, self._writing.submit)
+        return SharedFile(fd, size, self.files, self._tidying.submit)
 
     async def _verified(self, digest: Digest) -> bool:
         """Whether the blob's bytes are right, as far as that can be told in time."""
         try:
             async with asyncio.timeout(self._patience):
-                return await self._verifying.run(digest, lambda: self._writing.run(self._verify, digest))
+                return await self._verifying.run(digest, lambda: self._checking.run(self._verify, digest))
         except TimeoutError:
             return False
 
@@ -335,7 +341,7 @@ class BlobStore:
 
     def _throw_away(self, spool: Spool) -> None:
         spool.file.release()
-        self._writing.submit(self.files.unlink, spool.path)
+        self._tidying.submit(self.files.unlink, spool.path)
 
     def _probe(self) -> None:
         path = self.root / "spool" / "probe"

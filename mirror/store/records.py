@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import shutil
 import sqlite3
@@ -27,8 +28,10 @@ SCHEMA = 1
 
 _LOCK_SECONDS = 1.0
 """How long a call waits for somebody else's lock on the database."""
+_ANSWER_SECONDS = 10.0
+"""How long a client waits for a disk that does not answer."""
 _REST_SECONDS = 5.0
-"""How long a locked database is then left alone: each waiting call would keep a client waiting."""
+"""How long the database is then left alone: each waiting call would keep a client waiting."""
 _CLOSE_SECONDS = 5.0
 _UNDONE = 10_000
 """Deletions that may wait for the disk; above that the whole database is begun anew."""
@@ -84,6 +87,7 @@ class Records:
         self._cache: Any = None
         self._opening: asyncio.Task[None] | None = None
         self._rest_until = 0.0
+        self._measured = 0
         self._undone: dict[Key, None] = {}
         """Deletions that the database has not heard of: it was locked, or its disk full."""
         self._closed = False
@@ -96,6 +100,8 @@ class Records:
         """Tries again where the database could not be opened, or did not hear of a deletion."""
         if self._cache is None:
             await self._reopen(None)
+        elif not await asyncio.get_running_loop().run_in_executor(self._reader, self._database.exists):
+            await self._begin_anew(self._cache, StorageError("the records are gone"))
         for key in list(self._undone):
             await self.delete(key)
 
@@ -124,8 +130,13 @@ class Records:
             await self._begin_anew(self._cache, StorageError("it has not heard of too many deletions"))
 
     async def volume(self) -> int:
-        """Bytes on the disk: the database, its log, and one that was moved aside."""
-        return await self._call(self._reader, self._volume, 0)
+        """Bytes on the disk: the database, its log, and one that was moved aside; else the last figure there was."""
+        if not self._closed:
+            try:
+                self._measured = await asyncio.get_running_loop().run_in_executor(self._reader, self._measure)
+            except OSError as error:
+                self._trouble.note("records", error)
+        return self._measured
 
     async def count(self) -> int:
         """How many records there are, expired ones included."""
@@ -175,7 +186,12 @@ class Records:
         try:
             # Shielded: what a client's request has learnt is written even where the client leaves.
             call = asyncio.get_running_loop().run_in_executor(pool, self._work, work, cache, otherwise)
-            result = await asyncio.shield(call)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                result = await asyncio.shield(call)
+        except TimeoutError:
+            self._rest_until = time.monotonic() + _REST_SECONDS
+            self._trouble.note("records", OSError(errno.ETIMEDOUT, "the disk does not answer"))
+            return otherwise
         except Exception as error:
             self._trouble.note("records", error)
             if _is_damage(error) and self._cache is cache:
@@ -282,9 +298,8 @@ class Records:
         for part in ("-wal", "-shm"):
             self._database.with_name(f"{self._database.name}{part}").unlink(missing_ok=True)
 
-    def _volume(self, _: Any) -> int:
-        self._database.stat()
-        return sum(map(_size, [*self._path.iterdir(), *self._aside.rglob("*")]))
+    def _measure(self) -> int:
+        return sum(map(_size, [*self._path.rglob("*"), *self._aside.rglob("*")]))
 
     def _drop_some(self, cache: Any) -> int:
         if self._aside.exists():

@@ -18,6 +18,7 @@ from mirror.store.trouble import Trouble
 _USED = ("used",)
 _FOREVER = 100 * 365 * 86400.0
 _ROUND_SECONDS = 5.0
+_FINISH_SECONDS = 5.0
 _FLUSH_ROUNDS = 6
 _FLUSH_USES = 10_000
 _RECOUNT_ROUNDS = 720  # an hour: somebody may have deleted files behind our back
@@ -68,8 +69,12 @@ class Upkeep:
 
     async def finish(self) -> None:
         """The last round of a clean stop."""
-        await self._do(self._blobs.flush_uses)
-        await self._do(self._write_used)
+        try:
+            async with asyncio.timeout(_FINISH_SECONDS):
+                await self._do(self._blobs.flush_uses)
+                await self._do(self._write_used)
+        except TimeoutError:
+            _log.warning("the last uses were not written: the disk does not answer")
 
     async def _do(self, chore: Callable[[], Awaitable[None]]) -> bool:
         try:

@@ -388,10 +388,14 @@ async def test_a_disk_that_hangs_does_not_keep_us(
 ) -> None:
     """A stop with fills in the middle of their writes ends in bounded time; the journal keeps what it says."""
     monkeypatch.setattr("mirror.server._HANGING_SECONDS", 0.2)
+    monkeypatch.setattr("mirror.store.upkeep._FINISH_SECONDS", 0.2)
     disk = FaultyFiles()
     mirror = await start_mirror(files=disk, timeouts=PATIENT)
     monkeypatch.setattr(mirror.app.blobs, "close", lambda: type(mirror.app.blobs).close(mirror.app.blobs, limit=0.2))
-    blob = upstream.put_blob("library/demo", 4 * MIB)
+    held, blob = upstream.put_blob("library/demo", 1000), upstream.put_blob("library/demo", 4 * MIB)
+    for _ in range(2):
+        await mirror.get(blob_path("demo", held))
+        await mirror.quiet()
     trap = disk.hold(*METHODS)
     asking = asyncio.create_task(mirror.get(blob_path("demo", blob)))
     await trap.met()

@@ -392,6 +392,33 @@ async def test_a_lock_at_the_start_does_not_cost_the_records(
     await again.close()
 
 
+async def test_a_call_that_hangs_keeps_nobody_waiting_for_ever(
+    path: Path, trouble: Trouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client waits so long, the next one not at all; when there are answers again the book is used again."""
+    monkeypatch.setattr(module, "_LOCK_SECONDS", 10.0)  # as a disk would hang, without an end in sight
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_REST_SECONDS", 0.5)
+    records = await reopened(path, trouble)
+    lock = sqlite3.connect(path / "cache.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+
+    assert not await records.set(KEY, b"late", HOUR)
+    assert trouble.reasons == ["records: slow"]
+    assert await asyncio.gather(*(records.set((str(number),), b"x", HOUR) for number in range(50))) == [False] * 50
+    assert await records.get(KEY) is None
+
+    lock.execute("ROLLBACK")
+    lock.close()
+    for _ in range(200):
+        if await records.set(("other",), b"x", HOUR):
+            break
+        await asyncio.sleep(0.02)
+    assert await records.get(KEY) == b"late"
+    assert trouble.reasons == []
+    await records.close()
+
+
 async def test_a_place_that_is_no_directory_is_no_error(path: Path, trouble: Trouble) -> None:
     """The mirror serves without records, says so, and takes them up when the place is right."""
     obstruct(path)
