@@ -6,7 +6,8 @@ import itertools
 import secrets
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -311,6 +312,15 @@ class Cache:
         await self._names.put(("origin", str(digest)), OriginRecord(host), 12 * _KEPT)
 
     # The upstream's no.
+
+    @asynccontextmanager
+    async def hearing_no(self, target: Target, reference: Reference, kind: Kind) -> AsyncIterator[None]:
+        """Around a question: acts on an upstream's no before it goes on."""
+        try:
+            yield
+        except (Unknown, UpstreamRefused) as no:
+            await self.heard_no(target, reference, kind, no)
+            raise
 
     async def heard_no(self, target: Target, reference: Reference, kind: Kind, error: MirrorError) -> None:
         """Acts on an answer that denies `reference`: the repository is refused, or this one thing is gone."""

@@ -10,6 +10,7 @@ import structlog
 from mirror.cache import Question
 from mirror.download.attempt import Attempt
 from mirror.download.fetch import Tools
+from mirror.download.news import News
 from mirror.download.sources import Sources
 from mirror.download.tracks import SpoolTrack, WindowTrack
 from mirror.oci.digest import Digest
@@ -42,7 +43,7 @@ class Download:
         self._size: int | None = None
         self._attempt: Attempt | None = None
         self._failure: MirrorError | None = None
-        self._news = asyncio.Event()
+        self._news = News()
         self._readers = 0
         self._cancelled = False
         self._stopping = False
@@ -196,7 +197,7 @@ class Download:
         self.track, self._size = attempt.track, attempt.size
         if self.track is not None and not self.track.is_complete:
             self.track.advance(self.track.written)
-        self._tell()
+        self._news.tell()
 
     def _left_to_its_readers(self) -> bool:
         if self._size is None:
@@ -224,7 +225,7 @@ class Download:
             track.fail(error)
             if isinstance(track, SpoolTrack):
                 track.release()
-        self._tell()
+        self._news.tell()
 
     def _fail(self, error: MirrorError) -> None:
         if self._failure is not None:
@@ -234,7 +235,7 @@ class Download:
             _log.info("a download failed", digest=str(self.digest), error=error.message)
         if self.track is not None:
             self.track.fail(error)
-        self._tell()
+        self._news.tell()
 
     def _finish(self, at_end: Callable[[Download], None]) -> None:
         self.finished = True
@@ -243,10 +244,6 @@ class Download:
         if not self._readers:
             self._close_file()
         at_end(self)
-
-    def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
 
 
 def _stopped(digest: Digest) -> UpstreamUnavailable:

@@ -6,11 +6,11 @@ look complete.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mirror.download.news import News
 from mirror.oci.digest import Digest, Hasher
 from mirror.oci.errors import MirrorError
 from mirror.store.blobs import BlobStore, Spool
@@ -51,7 +51,7 @@ class Track:
         self.visible = 0
         """Bytes that readers may have."""
         self.error: MirrorError | None = None
-        self._news = asyncio.Event()
+        self._news = News()
 
     @property
     def is_complete(self) -> bool:
@@ -77,8 +77,7 @@ class Track:
 
     def tell(self) -> None:
         """Wakes everybody who waits for news."""
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        self._news.tell()
 
     async def news(self) -> None:
         """Waits until something changed."""

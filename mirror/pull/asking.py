@@ -12,7 +12,7 @@ from mirror.config.names import HUB
 from mirror.memory import Bounded
 from mirror.metrics import Metrics
 from mirror.oci.digest import Digest
-from mirror.oci.errors import Unknown, UpstreamCorrupt, UpstreamRefused, UpstreamUnavailable
+from mirror.oci.errors import UpstreamCorrupt, UpstreamUnavailable
 from mirror.oci.manifest import MANIFEST_LIMIT, media_type_of, parse_manifest
 from mirror.oci.reference import Reference, Tag
 from mirror.pull.answers import ManifestAnswer, Source
@@ -72,11 +72,8 @@ class ManifestAsker:
         host = target.upstream.host
         known = self._headless.get(host)
         if known is None or known.expired:
-            try:
+            async with self._cache.hearing_no(target, reference, "manifest"):
                 told = await self._upstreams.head_manifest(target, reference, deadline)
-            except (Unknown, UpstreamRefused) as no:
-                await self._cache.heard_no(target, reference, "manifest", no)
-                raise
             if told.digest is None and host != HUB:
                 self._headless.set(host, Deadline.after(_HEADLESS_SECONDS))
             if (useful := _Told.of(told, reference)) is not None:
@@ -134,11 +131,8 @@ class ManifestAsker:
         return answer
 
     async def _get(self, target: Target, reference: Reference, deadline: Deadline) -> ManifestBody:
-        try:
+        async with self._cache.hearing_no(target, reference, "manifest"):
             return await self._upstreams.get_manifest(target, reference, deadline)
-        except (Unknown, UpstreamRefused) as no:
-            await self._cache.heard_no(target, reference, "manifest", no)
-            raise
 
     async def _store(
         self, question: Question, digest: Digest, content: bytes, content_type: str | None

@@ -12,7 +12,7 @@ from mirror.memory import Bounded
 from mirror.metrics import Metrics
 from mirror.oci.byte_range import ByteRange
 from mirror.oci.digest import Digest
-from mirror.oci.errors import StorageError, Unknown, UpstreamRefused, UpstreamUnavailable
+from mirror.oci.errors import StorageError, UpstreamUnavailable
 from mirror.pull.answers import Source
 from mirror.pull.renewals import Renewals
 from mirror.routing import Target
@@ -122,11 +122,8 @@ class Permissions:
 
     async def _head(self, target: Target, digest: Digest, deadline: Deadline) -> LinkRecord:
         question = await self._cache.question(target)
-        try:
+        async with self._cache.hearing_no(target, digest, "blob"):
             size = await self._upstreams.head_blob(target, digest, deadline)
-        except (Unknown, UpstreamRefused) as no:
-            await self._cache.heard_no(target, digest, "blob", no)
-            raise
         if size is None:
             raise Unprovable(f"{target} does not tell the length of {digest}", reason="length")
         return await self._cache.put_link(question, "blob", digest, size, proven=False)
@@ -146,13 +143,11 @@ class Permissions:
         """What the upstream has where our sample stands."""
         byte_range = ByteRange(ours.offset, ours.offset + len(ours.data) - 1)
         try:
-            stream = await self._upstreams.open_blob(target, digest, deadline, byte_range)
+            async with self._cache.hearing_no(target, digest, "blob"):
+                stream = await self._upstreams.open_blob(target, digest, deadline, byte_range)
         except UpstreamUnavailable as error:
             if error.reason == "range":
                 raise Unprovable(error.message, reason="range") from error
-            raise
-        except (Unknown, UpstreamRefused) as no:
-            await self._cache.heard_no(target, digest, "blob", no)
             raise
         async with stream:
             skip = ours.offset - stream.start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
 
 from mirror.store.shelves import BlobEntry
 
@@ -36,11 +35,3 @@ class Oldest:
     def chosen(self) -> list[BlobEntry]:
         """The victims, the least recently used first."""
         return [entry for _, _, entry in sorted(self._heap, key=lambda item: item[:2], reverse=True)]
-
-
-def choose_victims(entries: Iterable[BlobEntry], need: int, most: int = MOST) -> list[BlobEntry]:
-    """The least recently used of `entries` that together hold at least `need` bytes, oldest first; all if too few."""
-    oldest = Oldest(need, most)
-    for entry in entries:
-        oldest.offer(entry)
-    return oldest.chosen()

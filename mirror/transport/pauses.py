@@ -6,11 +6,11 @@ import asyncio
 import random
 import re
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
+from mirror.memory import Bounded
 from mirror.oci.errors import UpstreamThrottled, UpstreamUnavailable
 from mirror.transport.deadline import Deadline
 
@@ -80,8 +80,7 @@ class Pauses:
     def __init__(self, bare: float, most: int = 1024) -> None:
         """`bare`: seconds of the first pause after a 429 without Retry-After; doubled while they go on."""
         self._bare = bare
-        self._most = most
-        self._hosts: OrderedDict[str, _Pause] = OrderedDict()
+        self._hosts: Bounded[str, _Pause] = Bounded(most)
 
     def remaining(self, host: str) -> float:
         """Seconds until `host` may be asked again."""
@@ -90,10 +89,8 @@ class Pauses:
 
     def asked_to_wait(self, host: str, retry_after: float | None, *, throttled: bool) -> float:
         """Notes a 429 (`throttled`), or a 503 with Retry-After; returns the seconds that everyone now waits."""
-        pause = self._hosts.setdefault(host, _Pause())
-        self._hosts.move_to_end(host)
-        while len(self._hosts) > self._most:
-            self._hosts.popitem(last=False)
+        pause = self._hosts.get(host) or _Pause()
+        self._hosts.set(host, pause)
         seconds = retry_after
         if seconds is None:
             if self.remaining(host):  # one of many that were on their way when the first was refused
@@ -106,15 +103,15 @@ class Pauses:
 
     def answered(self, host: str) -> None:
         """Notes an answer that is no refusal: the next bare 429 starts from the shortest pause again."""
-        if host in self._hosts and not self.remaining(host):
-            del self._hosts[host]
+        if not self.remaining(host):
+            self._hosts.pop(host)
 
     def check(self, host: str, deadline: Deadline) -> None:
         """Raises UpstreamThrottled (UpstreamUnavailable after a 503) where the pause outlasts the deadline."""
-        seconds = self.remaining(host)
-        if not seconds or seconds < deadline.remaining():
+        pause, seconds = self._hosts.get(host), self.remaining(host)
+        if pause is None or not seconds or seconds < deadline.remaining():
             return
-        if self._hosts[host].throttled:
+        if pause.throttled:
             raise UpstreamThrottled(f"{host} asked us to slow down", retry_after=seconds)
         raise UpstreamUnavailable(f"{host} asked us to come back later", reason="status", retry_after=seconds)
 

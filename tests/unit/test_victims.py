@@ -9,13 +9,21 @@ from hypothesis import strategies as st
 
 from mirror.oci.digest import Digest
 from mirror.store.shelves import BlobEntry
-from mirror.store.victims import Oldest, choose_victims
+from mirror.store.victims import MOST, Oldest
 
 entries = st.lists(st.tuples(st.integers(0, 100), st.floats(0, 1e9, allow_nan=False)), max_size=40).map(
     lambda rows: [
         BlobEntry(Digest.of(str(number).encode()), size, used_at) for number, (size, used_at) in enumerate(rows)
     ]
 )
+
+
+def choose_victims(held: list[BlobEntry], need: int, most: int = MOST) -> list[BlobEntry]:
+    """The victims among `held`, offered in that order."""
+    oldest = Oldest(need, most)
+    for entry in held:
+        oldest.offer(entry)
+    return oldest.chosen()
 
 
 @given(entries, st.integers(0, 3000))
