@@ -19,6 +19,7 @@ from aiohttp.abc import AbstractResolver
 from mirror import __version__, log
 from mirror.api.admin import AdminApi
 from mirror.api.connections import HttpServer
+from mirror.api.content import ContentApi
 from mirror.api.middleware import Traffic
 from mirror.api.registry import RegistryApi
 from mirror.api.sender import Sender
@@ -101,7 +102,7 @@ class Mirror:
         # Who asks us.
         self.traffic = Traffic(self.metrics)
         sender = Sender(patience)
-        self._registry = RegistryApi(router, self._manifests, blobs, self.traffic, sender)
+        self._registry = RegistryApi(router, ContentApi(self._manifests, blobs, self.traffic, sender))
         self._admin = AdminApi(self.metrics, self.trouble, lambda: self.traffic.draining)
         self._listener: web.BaseRunner | None = None
         self._closing = AsyncExitStack()

@@ -1,43 +1,27 @@
-"""The registry API: what a request asks for, and the answer's headers; one handler for every path."""
+"""The registry API: which upstream, repository and thing a request means; one handler for every path."""
 
 from __future__ import annotations
 
-import structlog
 from aiohttp import web
 
-from mirror.api.connections import ClientGone
+from mirror.api.content import ContentApi
 from mirror.api.exchange import EXCHANGE, Exchange
-from mirror.api.middleware import Traffic
-from mirror.api.responses import blob_response, etag, manifest_response, version_response
-from mirror.api.sender import Sender, cut_short
-from mirror.oci.byte_range import RangeSpec, parse_range
+from mirror.api.responses import version_response
 from mirror.oci.digest import Digest
-from mirror.oci.errors import MirrorError, Unsupported, UpstreamCorrupt
+from mirror.oci.errors import Unsupported
 from mirror.oci.reference import parse_reference
-from mirror.pull import BlobAnswer, BlobPuller, ManifestPuller
 from mirror.routing import ParsedPath, Router, Target, parse_path
 
 _METHODS = ("GET", "HEAD")
 _ALLOW = ", ".join(_METHODS)
-_log = structlog.get_logger()
 
 
 class RegistryApi:
     """Answers `/v2/…`."""
 
-    def __init__(
-        self,
-        router: Router,
-        manifests: ManifestPuller,
-        blobs: BlobPuller,
-        traffic: Traffic,
-        sender: Sender,
-    ) -> None:
+    def __init__(self, router: Router, content: ContentApi) -> None:
         self._router = router
-        self._manifests = manifests
-        self._blobs = blobs
-        self._traffic = traffic
-        self._sender = sender
+        self._content = content
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Any request. Raises MirrorError, for what is around it to answer, and ClientGone."""
@@ -55,8 +39,8 @@ class RegistryApi:
             raise Unsupported(f"{path[:256]!r} is not served here; a pull-through cache has manifests and blobs")
         target = self._target(request, parsed, exchange)
         if parsed.kind == "manifest":
-            return await self._manifest(request, target, parsed.reference, exchange)
-        return await self._blob(request, target, Digest.parse(parsed.reference), exchange)
+            return await self._content.manifest(request, target, parse_reference(parsed.reference), exchange)
+        return await self._content.blob(request, target, Digest.parse(parsed.reference), exchange)
 
     def _target(self, request: web.BaseRequest, parsed: ParsedPath, exchange: Exchange) -> Target:
         target = self._router.resolve(parsed.name, request.query.get("ns"))
@@ -64,78 +48,7 @@ class RegistryApi:
         exchange.repository = str(target)
         return target
 
-    async def _manifest(
-        self, request: web.BaseRequest, target: Target, reference: str, exchange: Exchange
-    ) -> web.StreamResponse:
-        answer = await self._manifests.get(target, parse_reference(reference), head=request.method == "HEAD")
-        exchange.result = answer.source
-        spec = _range(request, answer.digest)
-        return manifest_response(answer, spec, not_modified=_not_modified(request, answer.digest))
-
-    async def _blob(
-        self, request: web.BaseRequest, target: Target, digest: Digest, exchange: Exchange
-    ) -> web.StreamResponse:
-        spec = _range(request, digest)
-        not_modified = _not_modified(request, digest)
-        if request.method == "HEAD" or not_modified:  # who has the blob already needs a yes, not its bytes
-            answer = await self._blobs.head(target, digest)
-            exchange.result = answer.source
-            return blob_response(answer, not_modified=not_modified)
-        answer = await self._blobs.get(target, digest, spec)
-        assert answer.body is not None
-        exchange.result = answer.source
-        try:
-            return await self._send(request, answer, exchange)
-        finally:
-            await answer.body.close()
-
-    async def _send(self, request: web.BaseRequest, answer: BlobAnswer, exchange: Exchange) -> web.StreamResponse:
-        assert answer.body is not None
-        start = 0 if answer.byte_range is None else answer.byte_range.start
-        end = answer.size if answer.byte_range is None else answer.byte_range.end + 1
-        first = None
-        if start == end:
-            _check_empty(answer.digest)
-        elif answer.patience is not None:  # until the first byte is there, there may be an error to answer
-            first = await answer.patience.bound(answer.body.at(start), f"the first byte of {answer.digest}")
-        response = blob_response(answer, not_modified=False)
-        await self._traffic.begin(request, response)
-        try:
-            await self._sender.send(request, response, answer.body, start, end, exchange, first=first)
-        except ClientGone:
-            raise
-        except Exception as error:  # whatever it is: the headers are out, and no other answer may follow them
-            if not isinstance(error, MirrorError):
-                _log.exception("a blob could not be sent", digest=str(answer.digest))
-            exchange.result = "error"
-            exchange.failure = f"cut short: {error}"
-            await cut_short(request, response)
-        return response
-
 
 def _check_method(request: web.BaseRequest) -> None:
     if request.method not in _METHODS:
         raise Unsupported("this is a pull-through cache: nothing can be pushed or deleted", allow=_ALLOW)
-
-
-def _check_empty(digest: Digest) -> None:
-    if not digest.matches(b""):
-        raise UpstreamCorrupt(f"the upstream says that {digest} is empty, which it is not")
-
-
-def _range(request: web.BaseRequest, digest: Digest) -> RangeSpec | None:
-    """The one range that is asked for. Raises RangeInvalid.
-
-    It has no meaning on HEAD (RFC 9110 §14.2), nor where it is the rest of something else (If-Range, §13.1.5).
-    """
-    if request.method != "GET" or request.headers.get("If-Range", etag(digest)) != etag(digest):
-        return None
-    return parse_range(request.headers.get("Range"))
-
-
-def _not_modified(request: web.BaseRequest, digest: Digest) -> bool:
-    header = request.headers.get("If-None-Match")
-    if header is None:
-        return False
-    tags = {tag.strip().removeprefix("W/") for tag in header.split(",")}
-    return "*" in tags or etag(digest) in tags
