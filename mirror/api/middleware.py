@@ -79,6 +79,8 @@ class Traffic:
         response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
         response.headers["X-Request-Id"] = exchange.request_id
         response.headers["Server"] = SERVER
+        if exchange.namespace is not None:
+            response.headers["OCI-Namespace"] = exchange.namespace
         if self.draining:
             response.force_close()
         await taken(response.prepare(request))

@@ -43,7 +43,9 @@ class RegistryApi:
         return await self._content.blob(request, target, Digest.parse(parsed.reference), exchange)
 
     def _target(self, request: web.BaseRequest, parsed: ParsedPath, exchange: Exchange) -> Target:
-        target = self._router.resolve(parsed.name, request.query.get("ns"))
+        namespace = request.query.get("ns")
+        target = self._router.resolve(parsed.name, namespace)
+        exchange.namespace = namespace
         exchange.upstream = target.upstream.entry
         exchange.repository = str(target)
         return target

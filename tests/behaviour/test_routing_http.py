@@ -181,3 +181,12 @@ async def test_a_refused_request_leaves_no_label_behind(mirror: RunningMirror) -
         assert (await mirror.get(f"/v2/host{number}.test/demo/manifests/1")).status == 403
 
     assert mirror.metric("mirror_requests_total", upstream="none") == 20
+
+
+async def test_the_namespace_that_was_used_is_repeated(mirror: RunningMirror, image: Image) -> None:
+    """Answers to a request with a valid `ns` say so in OCI-Namespace; others do not have that header."""
+    reply = await mirror.get(f"/v2/demo/manifests/{image.digest}?ns=docker.io")
+    assert reply.headers["OCI-Namespace"] == "docker.io"
+    assert (await mirror.get("/v2/demo/manifests/absent?ns=docker.io")).headers["OCI-Namespace"] == "docker.io"
+    assert "OCI-Namespace" not in (await mirror.get("/v2/demo/manifests/1")).headers
+    assert "OCI-Namespace" not in (await mirror.get("/v2/demo/manifests/1?ns=evil.test")).headers
