@@ -21,11 +21,15 @@ class SingleFlight:
 
     def start(self, key: Hashable, call: Callable[[], Awaitable[T]]) -> asyncio.Task[T]:
         """The running call for `key`, or a new one that nobody needs to await."""
-        task = self._running.get(key)
-        if task is None or task.done():  # over, though its callback has not run yet
+        task = self._under_way(key)
+        if task is None:
             task = self._running[key] = asyncio.create_task(_run(call))
             task.add_done_callback(lambda done: self._finish(key, done))
         return task
+
+    def running(self, key: Hashable) -> bool:
+        """Whether `start` would join a call now."""
+        return self._under_way(key) is not None
 
     async def idle(self) -> None:
         """Waits until no call runs; raises nothing."""
@@ -38,6 +42,10 @@ class SingleFlight:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _under_way(self, key: Hashable) -> asyncio.Task[Any] | None:
+        task = self._running.get(key)
+        return None if task is None or task.done() else task  # over, it may stand there until its callback has run
 
     def _finish(self, key: Hashable, task: asyncio.Task[Any]) -> None:
         if self._running.get(key) is task:

@@ -67,10 +67,10 @@ class ManifestPuller:
         if (ours := await self._at_hand(target, digest, head=head)) is not None:
             return self._hit(target, *ours)
         await self._cache.check_absence(target, digest, "manifest")
-        asked = self._asking.run(
-            ("digest", target, digest, head), lambda: self._asker.by_digest(target, digest, head=head)
-        )
-        return await deadline.bound(asked, f"{target}@{digest}")
+        key = ("digest", target, digest, head)
+        joins = self._asking.running(key)
+        asked = self._asking.run(key, lambda: self._asker.by_digest(target, digest, head=head))
+        return _as_got(await deadline.bound(asked, f"{target}@{digest}"), joined=joins)
 
     async def _at_hand(self, target: Target, digest: Digest, *, head: bool) -> tuple[ManifestAnswer, LinkRecord] | None:
         """What may be given through this repository without asking: the upstream has shown it here."""
@@ -141,11 +141,21 @@ class ManifestPuller:
     ) -> ManifestAnswer:
         """Asks what the tag means, or joins whoever does; that goes on when we stop waiting."""
         while True:
+            joins = self._asking.running(_key(target, tag))
             asked = asyncio.shield(self._start(target, tag, known, head=head))
             answer = await deadline.bound(asked, f"{target}:{tag}")
             if answer.content is not None or head:
-                return answer
+                return _as_got(answer, joined=joins)
             known = None  # we joined somebody's HEAD, which has told all that a HEAD can
 
     def _start(self, target: Target, tag: Tag, known: Digest | None, *, head: bool) -> asyncio.Task[ManifestAnswer]:
-        return self._asking.start(("tag", target, tag), lambda: self._asker.by_tag(target, tag, known, head=head))
+        return self._asking.start(_key(target, tag), lambda: self._asker.by_tag(target, tag, known, head=head))
+
+
+def _key(target: Target, tag: Tag) -> tuple[str, Target, Tag]:
+    return "tag", target, tag
+
+
+def _as_got(answer: ManifestAnswer, *, joined: bool) -> ManifestAnswer:
+    """The answer to a question that one of its askers has `joined`: what was fetched, was fetched for another one."""
+    return replace(answer, source=Source.JOINED) if joined and answer.source is Source.MISS else answer

@@ -53,6 +53,24 @@ async def test_each_key_has_its_own_call() -> None:
     await flights.close()
 
 
+async def test_whether_a_call_would_be_joined_is_known_before() -> None:
+    """From its start to its end, not from its end to when that is tidied up; for its own key alone."""
+    flights, call = SingleFlight(), Call()
+    assert not flights.running("key")
+    task = flights.start("key", call)
+    assert flights.running("key")
+    assert not flights.running("other")
+    heard: list[bool] = []
+    task.add_done_callback(lambda _: heard.append(flights.running("key")))
+    call.go_on.set()
+
+    await task
+    await turns()
+
+    assert heard == [False]
+    assert not flights.running("key")
+
+
 async def test_the_next_caller_after_the_end_starts_anew() -> None:
     """Nothing is remembered: neither a result nor an error."""
     flights, call = SingleFlight(), Call()
