@@ -250,6 +250,16 @@ def test_missing_program_skips_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         programs.need("dockerd", "skopeo")
 
 
+def test_missing_built_program_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A program that no package brings is skipped for with the make target that builds it."""
+    monkeypatch.setattr(programs, "PATH", "")
+    monkeypatch.setattr(programs, "CONTAINERD2", tmp_path)
+    monkeypatch.delenv("CI", raising=False)
+
+    with pytest.raises(pytest.skip.Exception, match=r"needs crane \(make e2e-programs\), containerd2 \(make e2e-"):
+        programs.need("crane", "containerd2")
+
+
 def test_missing_program_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """With CI set nothing is skipped."""
     monkeypatch.setattr(programs, "PATH", "")

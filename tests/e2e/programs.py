@@ -12,6 +12,7 @@ from typing import NoReturn
 import pytest
 
 PACKAGES: Mapping[str, str] = {
+    "buildah": "buildah",
     "busybox": "busybox-static",
     "containerd": "containerd",
     "ctr": "containerd",
@@ -20,23 +21,67 @@ PACKAGES: Mapping[str, str] = {
     "dockerd": "docker.io",
     "htpasswd": "apache2-utils",
     "iptables": "iptables",  # dockerd wants to find it even where it is told not to use it
+    "nginx": "nginx-light",
     "openssl": "openssl",
+    "podman": "podman",
     "runc": "runc",
     "skopeo": "skopeo",
 }
-"""Each program that may be needed, and the Debian package that brings it."""
+"""Programs that Debian has, and the package that brings each."""
 
-PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-"""Daemons live where an ordinary user's PATH does not look."""
+BUILT: frozenset[str] = frozenset(
+    {
+        "buildctl",
+        "buildkitd",
+        "conformance",
+        "conformance11",
+        "containerd2",
+        "crane",
+        "crictl",
+        "helm",
+        "oras",
+        "registry3",
+    }
+)
+"""Programs that Debian lacks, or has in another version; `make e2e-programs` brings them."""
+
+
+def _cache(environ: Mapping[str, str]) -> Path:
+    """Where `make e2e-programs` puts what it made, and the tests look for it."""
+    if chosen := environ.get("E2E_PROGRAMS"):
+        return Path(chosen).absolute()
+    base = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or Path.home(), ".cache")
+    return Path(base, "mirror-e2e").absolute()
+
+
+CACHE = _cache(os.environ)
+
+CONTAINERD2 = CACHE / "containerd2"
+"""containerd, ctr and the shim of version 2, apart since Debian's have the same names: put it in front of PATH."""
+
+PATH = os.pathsep.join((str(CACHE / "bin"), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+"""What was built comes first, in the version that the tests were written for; daemons live where a user's PATH does
+not look."""
 
 
 def need(*programs: str, root: bool = False) -> None:
     """Skips the test where a program or the right to run it is missing; with CI set it fails instead."""
-    lacking = [f"{name} (Debian: {PACKAGES[name]})" for name in programs if shutil.which(name, path=PATH) is None]
+    lacking = [f"{name} ({source(name)})" for name in programs if not _is_there(name)]
     if root and os.geteuid() != 0:
         lacking.append("root")
     if lacking:
         missing(f"needs {', '.join(lacking)}")
+
+
+def source(program: str) -> str:
+    """How to get a program. Raises KeyError for one that no list knows."""
+    return "make e2e-programs" if program in BUILT else f"Debian: {PACKAGES[program]}"
+
+
+def _is_there(program: str) -> bool:
+    if program == "containerd2":
+        return shutil.which("containerd", path=CONTAINERD2) is not None
+    return shutil.which(program, path=PATH) is not None
 
 
 def missing(reason: str) -> NoReturn:
