@@ -1,0 +1,78 @@
+"""An upstream in trouble: the fake registry in a thread of its own, with an image that real clients can run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Self, TypeVar
+
+from mirror.oci.digest import Digest
+from tests.e2e.images import Image
+from tests.upstream import FakeRegistry, Manifest
+
+Result = TypeVar("Result")
+
+_ANSWER = 10.0  # seconds that the fake may take for what a test asks of it
+
+
+class TroubledUpstream:
+    """Serves what `hold` was given, with the faults that a test sets through `do`; a context manager."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="troubled-upstream")
+        self._fake = FakeRegistry()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._wait_for(self._fake.start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.do(lambda fake: fake.clear_faults())
+            self._wait_for(self._fake.__aexit__())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """The mirror's `upstreams:` entry for it."""
+        return {"url": self._fake.url}
+
+    def do(self, action: Callable[[FakeRegistry], Result]) -> Result:
+        """Returns what `action` does; it runs in the thread that the fake lives in."""
+
+        async def call() -> Result:
+            return action(self._fake)
+
+        return self._wait_for(call())
+
+    def hold(self, image: Image, repository: str, tag: str) -> None:
+        """Makes `repository:tag` mean this image, for all its platforms and byte for byte."""
+        self.do(lambda fake: _copy(image, fake, repository, tag))
+
+    def _wait_for(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_ANSWER)
+
+
+def _copy(image: Image, fake: FakeRegistry, repository: str, tag: str) -> None:
+    index = _manifest(image, image.digest, fake, repository)
+    for named in json.loads(index.content)["manifests"]:
+        manifest = json.loads(_manifest(image, named["digest"], fake, repository).content)
+        for blob in (manifest["config"], *manifest["layers"]):
+            fake.put_blob(repository, _content(image, blob["digest"]), media_type=blob["mediaType"])
+    fake.tag(repository, tag, index)
+
+
+def _manifest(image: Image, digest: str, fake: FakeRegistry, repository: str) -> Manifest:
+    content = _content(image, digest)
+    return fake.put_manifest(repository, content, media_type=json.loads(content)["mediaType"])
+
+
+def _content(image: Image, digest: str) -> bytes:
+    return (image.layout / "blobs" / "sha256" / Digest.parse(digest).hex).read_bytes()
