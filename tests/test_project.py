@@ -275,6 +275,7 @@ def test_missing_program_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None
 def test_snippets_are_valid_and_name_our_address(tmp_path: Path) -> None:
     """Each client's example parses in its own format and can be pointed at another address."""
     readers = {
+        "buildkit/buildkitd.toml": tomllib.loads,
         "docker/daemon.json": json.loads,
         "containerd/hosts.toml": tomllib.loads,
         "containers/registries.conf": tomllib.loads,
