@@ -149,15 +149,13 @@ class Upstreams:
             raise ManifestUnknown(f"{target}: the upstream has no manifest {reference}")
         if response.status != 200:
             _fail(response, target, ManifestUnknown(f"{target}: the upstream has no manifest {reference}"))
-        if response.content_encoding is None and response.body.lstrip()[:1] in (b"", b"<"):
-            # Pages for people come with 200, too: logins, limits, maintenance.
+        said = _digest_of(response.headers)
+        digest = reference if isinstance(reference, Digest) else said
+        page = response.content_encoding is None and response.body.lstrip()[:1] in (b"", b"<")
+        if page and (digest is None or not digest.matches(response.body)):
+            # Pages for people come with 200, too: logins, limits, maintenance. They do not come with their digest.
             raise UpstreamUnavailable(f"{response.asked}: answered with a page, not a manifest", reason="content")
-        return ManifestBody(
-            response.body,
-            _digest_of(response.headers),
-            response.headers.get("Content-Type"),
-            response.content_encoding,
-        )
+        return ManifestBody(response.body, said, response.headers.get("Content-Type"), response.content_encoding)
 
     async def head_blob(self, target: Target, digest: Digest, deadline: Deadline) -> int | None:
         """The blob's size in bytes, from the upstream's mouth: it would give it to us in this repository.

@@ -21,6 +21,8 @@ ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*;
 MANIFEST_LIMIT = 4 << 20
 """Bytes; the specification lets a registry refuse larger ones, and clients do."""
 
+_WELL_KNOWN = {kind.lower(): kind for kind in (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)}
+_SAY_NOTHING = frozenset({"", "application/json", "text/plain", "application/octet-stream", "text/html"})
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 
 
@@ -74,18 +76,24 @@ def parse_manifest(data: bytes) -> Manifest | None:
         return None
 
 
+def says_a_type(header: str | None) -> bool:
+    """Whether a Content-Type tells one manifest from another; those that fit everything do not."""
+    return _media_type(header).lower() not in _SAY_NOTHING
+
+
 def media_type_of(manifest: Manifest | None, header: str | None) -> str:
     """The media type to serve the bytes with: the body's own, else the upstream's header, else the structure's.
 
     `header` is a Content-Type value. Parameters are stripped, and what is no media type counts as nothing: both may be
     anybody's words. Registries have mislabelled manifests, bodies are signed by their digest.
     """
-    declared = _media_type(header).lower()
+    declared = _media_type(header)
+    declared = _WELL_KNOWN.get(declared.lower(), declared)
     if manifest is None:
         return declared or "application/octet-stream"
     if own := _media_type(manifest.media_type):
         return own
-    if declared and declared not in ("application/json", "text/plain", "application/octet-stream", "text/html"):
+    if says_a_type(declared):
         return declared
     return OCI_MANIFEST if manifest.manifests is None else OCI_INDEX
 

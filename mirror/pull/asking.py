@@ -13,7 +13,7 @@ from mirror.memory import Bounded
 from mirror.metrics import Metrics
 from mirror.oci.digest import Digest
 from mirror.oci.errors import UpstreamCorrupt, UpstreamUnavailable
-from mirror.oci.manifest import MANIFEST_LIMIT, media_type_of, parse_manifest
+from mirror.oci.manifest import MANIFEST_LIMIT, media_type_of, parse_manifest, says_a_type
 from mirror.oci.reference import Reference, Tag
 from mirror.pull.answers import ManifestAnswer, Source
 from mirror.routing import Target
@@ -47,8 +47,8 @@ class ManifestAsker:
         if known is not None or head:
             told = await self._head(target, tag, deadline, head=head)
             if told is not None:
-                answer = await self._by_head(question, told, known)
-                if head or answer.content is not None:
+                answer = await self._by_head(question, told, known, head=head)
+                if answer is not None:
                     await self._cache.put_tag(question, tag, answer.digest)
                     return answer
         return await self._get_tag(question, tag, deadline)
@@ -60,8 +60,8 @@ class ManifestAsker:
         if head or await self._is_from(target, digest):
             told = await self._head(target, digest, deadline, head=head)
             if told is not None:
-                answer = await self._by_head(question, told, None)
-                if head or answer.content is not None:
+                answer = await self._by_head(question, told, None, head=head)
+                if answer is not None:
                     return answer
         return await self._get_digest(question, digest, deadline)
 
@@ -74,6 +74,10 @@ class ManifestAsker:
         if known is None or known.expired:
             async with self._cache.hearing_no(target, reference, "manifest"):
                 told = await self._upstreams.head_manifest(target, reference, deadline)
+            if told.size is not None and told.size > MANIFEST_LIMIT:  # a GET of it would not be taken in
+                raise UpstreamUnavailable(
+                    f"{target}: {reference} has {told.size} bytes, over {MANIFEST_LIMIT}", reason="size"
+                )
             if told.digest is None and host != HUB:
                 self._headless.set(host, Deadline.after(_HEADLESS_SECONDS))
             if (useful := _Told.of(told, reference)) is not None:
@@ -82,14 +86,23 @@ class ManifestAsker:
             raise UpstreamUnavailable(f"{target}: HEAD told nothing, and a GET would cost quota", reason="head")
         return None
 
-    async def _by_head(self, question: Question, told: _Told, known: Digest | None) -> ManifestAnswer:
-        """The answer that a HEAD allows: with the content where we hold it and this word permits to give it."""
+    async def _by_head(
+        self, question: Question, told: _Told, known: Digest | None, *, head: bool
+    ) -> ManifestAnswer | None:
+        """The answer that a HEAD allows, with the content where we hold it and this word permits to give it.
+
+        None where a GET must tell more: the content, or of which media type it is.
+        """
         held = await self._cache.manifest(told.digest)
+        if held is None and head and not says_a_type(told.content_type) and question.target.upstream.host != HUB:
+            return None
         link = await self._note_head(question, told, held)
         if held is not None and not link.proven:
             held = None
         source = Source.REVALIDATED if held is not None or told.digest == known else Source.MISS
         content = held.content if held is not None else None
+        if content is None and not head:
+            return None
         return ManifestAnswer(told.digest, link.size, link.media_type, content, source)
 
     async def _note_head(self, question: Question, told: _Told, held: HeldManifest | None) -> LinkRecord:

@@ -18,6 +18,7 @@ from mirror.oci.manifest import (
     OCI_MANIFEST,
     media_type_of,
     parse_manifest,
+    says_a_type,
 )
 
 CONFIG, LAYER, CHILD = Digest.of(b"config"), Digest.of(b"layer", "sha512"), Digest.of(b"child")
@@ -111,6 +112,7 @@ def test_no_body_breaks_the_reading(body: bytes) -> None:
         ({}, "application/json", OCI_MANIFEST),
         ({}, "text/plain; charset=utf-8", OCI_MANIFEST),
         ({}, None, OCI_MANIFEST),
+        ({}, "application/vnd.Acme.Rocket+JSON", "application/vnd.Acme.Rocket+JSON"),
         ({"manifests": []}, "application/octet-stream", OCI_INDEX),
         ({"manifests": [descriptor(CHILD, 1)]}, None, OCI_INDEX),
     ],
@@ -150,6 +152,13 @@ def test_what_is_no_media_type_never_becomes_a_header(word: str) -> None:
 def test_parameters_in_the_bodys_own_word_are_dropped() -> None:
     """The specification wants a bare type in Content-Type."""
     assert media_type_of(parse_manifest(encoded(mediaType=f"{OCI_INDEX}; charset=utf-8")), None) == OCI_INDEX
+
+
+@pytest.mark.parametrize("header", [None, "", "nonsense", "text/plain; charset=utf-8", "Application/JSON", "*/*"])
+def test_some_media_types_say_nothing(header: str | None) -> None:
+    """They fit any manifest, so that only its bytes can tell what it is."""
+    assert not says_a_type(header)
+    assert says_a_type(f"{OCI_INDEX}; charset=utf-8")
 
 
 def test_an_upstream_is_asked_for_everything_but_schema_1() -> None:
