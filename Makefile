@@ -15,10 +15,10 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve demo bench test check lint types floors format docs constraints clean
+.PHONY: help serve demo bench test e2e-programs check lint types floors format docs constraints clean
 
 help: ## say what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 serve: $(RUNTIME) ## set up what is missing and serve on 127.0.0.1:5000, with the cache in ./data
 	$(BIN)/python -m mirror serve
@@ -31,6 +31,9 @@ bench: $(DEV) ## measure warm pulls beside other servers, as far as they are ins
 
 test: $(DEV) ## set up what is missing and run the tests (ARGS="-m e2e -x" goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
+
+e2e-programs: | $(BIN)/python ## make the programs for end-to-end tests that Debian lacks (needs Go; minutes, once)
+	$(BIN)/python -m tests.e2e.build_programs
 
 check: lint types floors test ## everything that has to pass before a change lands
 

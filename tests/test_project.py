@@ -26,7 +26,7 @@ from tests.e2e.clients import DEFAULT_ADDRESS, snippet
 
 TOP = Path(__file__).parents[1]
 PIN = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[0-9][A-Za-z0-9.+!]*)")
-TARGET = re.compile(r"^(?P<name>[a-z][a-z-]*):", re.MULTILINE)
+TARGET = re.compile(r"^(?P<name>[a-z][a-z0-9-]*):", re.MULTILINE)
 SUPPRESSION = re.compile(
     r"#\s*(?:type:\s*ignore|noqa)\b(?P<codes>\[[a-z, -]+\]|:\s*[A-Z]+\d+(?:,\s*[A-Z]+\d+)*)?(?P<rest>.*)"
 )
@@ -213,7 +213,7 @@ def test_papers_name_only_targets_that_exist() -> None:
     named = {
         (paper.name, target)
         for paper in papers
-        for target in re.findall(r"(?:^ *|`)make ([a-z-]+)", paper.read_text(), re.MULTILINE)
+        for target in re.findall(r"(?:^ *|`)make ([a-z][a-z0-9-]*)", paper.read_text(), re.MULTILINE)
     }
 
     assert {target for _, target in named} - targets == set()

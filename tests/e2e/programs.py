@@ -11,6 +11,8 @@ from typing import NoReturn
 
 import pytest
 
+from tests.e2e.recipes import CACHE, RECIPES
+
 PACKAGES: Mapping[str, str] = {
     "buildah": "buildah",
     "busybox": "busybox-static",
@@ -30,31 +32,10 @@ PACKAGES: Mapping[str, str] = {
 """Programs that Debian has, and the package that brings each."""
 
 BUILT: frozenset[str] = frozenset(
-    {
-        "buildctl",
-        "buildkitd",
-        "conformance",
-        "conformance11",
-        "containerd2",
-        "crane",
-        "crictl",
-        "helm",
-        "oras",
-        "registry3",
-    }
+    {Path(output).name for recipe in RECIPES for output in recipe.outputs if output.startswith("bin/")}
+    | {"containerd2"}
 )
 """Programs that Debian lacks, or has in another version; `make e2e-programs` brings them."""
-
-
-def _cache(environ: Mapping[str, str]) -> Path:
-    """Where `make e2e-programs` puts what it made, and the tests look for it."""
-    if chosen := environ.get("E2E_PROGRAMS"):
-        return Path(chosen).absolute()
-    base = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or Path.home(), ".cache")
-    return Path(base, "mirror-e2e").absolute()
-
-
-CACHE = _cache(os.environ)
 
 CONTAINERD2 = CACHE / "containerd2"
 """containerd, ctr and the shim of version 2, apart since Debian's have the same names: put it in front of PATH."""

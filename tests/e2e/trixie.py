@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.e2e.programs import CACHE, missing, need
+from tests.e2e.programs import missing, need
+from tests.e2e.recipes import CACHE
 
 ROOT = CACHE / "trixie"
 """A Debian 13 with docker 26, containerd 1.7, podman 5.4, skopeo 1.18, cosign 2.5 and crun."""

@@ -1,0 +1,129 @@
+"""The programs that no Debian package brings in the version that the end-to-end tests want: the one table of pins.
+
+Standard library only: `tests.e2e.build_programs` reads this before anything is installed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A line of the module's own source that is replaced before it is built; it has to be there exactly once."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class GoProgram:
+    """Programs of one Go module, fetched through the module proxy."""
+
+    name: str
+    module: str
+    version: str
+    packages: tuple[tuple[str, str], ...]
+    """Where each program goes in the cache directory, and its package, below the module."""
+    ldflags: str = ""
+    patch: Patch | None = None
+    test: bool = False
+    """The package is a test, and the program is what runs it."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(output for output, _ in self.packages)
+
+
+@dataclass(frozen=True, slots=True)
+class DebianRoot:
+    """A directory that holds another release of Debian."""
+
+    name: str
+    version: str
+    packages: tuple[str, ...]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+Recipe = GoProgram | DebianRoot
+
+# The slowest first, so that they do not end up alone at the end.
+RECIPES: tuple[Recipe, ...] = (
+    DebianRoot(
+        "trixie",
+        "trixie",
+        (
+            "ca-certificates",
+            "containerd",
+            "cosign",
+            "crun",
+            "docker-cli",
+            "docker.io",
+            "iptables",
+            "mount",
+            "netavark",
+            "podman",
+            "runc",
+            "skopeo",
+        ),
+    ),
+    GoProgram("helm", "helm.sh/helm/v4", "v4.3.1", (("bin/helm", "cmd/helm"),)),
+    GoProgram(
+        "buildkit",
+        "github.com/moby/buildkit",
+        "v0.34.2",
+        (("bin/buildctl", "cmd/buildctl"), ("bin/buildkitd", "cmd/buildkitd")),
+        ldflags="-X github.com/moby/buildkit/version.Version=v0.34.2",
+    ),
+    GoProgram("registry3", "github.com/distribution/distribution/v3", "v3.1.2", (("bin/registry3", "cmd/registry"),)),
+    GoProgram(
+        "containerd2",
+        "github.com/containerd/containerd/v2",
+        "v2.4.2",
+        (
+            ("containerd2/ctr", "cmd/ctr"),
+            ("containerd2/containerd-shim-runc-v2", "cmd/containerd-shim-runc-v2"),
+            ("containerd2/containerd", "cmd/containerd"),
+        ),
+    ),
+    GoProgram("crictl", "sigs.k8s.io/cri-tools", "v1.37.0", (("bin/crictl", "cmd/crictl"),)),
+    GoProgram(
+        "conformance",
+        "github.com/opencontainers/distribution-spec/conformance",
+        "v0.0.0-20260831232431-97274622c111",
+        (("bin/conformance", ""),),
+        # Without pushes some kinds of data have a status and no name, and the program dies before its reports.
+        patch=Patch(
+            "run.go",
+            "\t\tresults.Data[r.State.Data[k].name] = v\n",
+            "\t\tif data := r.State.Data[k]; data != nil {\n\t\t\tresults.Data[data.name] = v\n\t\t}\n",
+        ),
+    ),
+    GoProgram(
+        "conformance11",
+        "github.com/opencontainers/distribution-spec/conformance",
+        "v0.0.0-20231101194043-f2182352d4cc",
+        (("bin/conformance11", ""),),
+        test=True,
+    ),
+    GoProgram("oras", "oras.land/oras", "v1.3.6", (("bin/oras", "cmd/oras"),)),
+    GoProgram("crane", "github.com/google/go-containerregistry", "v0.22.1", (("bin/crane", "cmd/crane"),)),
+)
+
+
+def cache(environ: Mapping[str, str]) -> Path:
+    """Where the programs are put, and looked for."""
+    if chosen := environ.get("E2E_PROGRAMS"):
+        return Path(chosen).absolute()
+    base = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or Path.home(), ".cache")
+    return Path(base, "mirror-e2e").absolute()
+
+
+CACHE = cache(os.environ)
