@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Final, Literal, NoReturn
+from typing import NoReturn
+from urllib.parse import quote, urlsplit
 
 from mirror.config.models import Settings, UpstreamSettings
-from mirror.config.names import HUB, find_entry, parse_host
+from mirror.config.names import HUB, find_entry, parse_host, without_port
 from mirror.config.wellknown import WELL_KNOWN, upstream_settings
-from mirror.oci.errors import NameInvalid, UpstreamRefused
+from mirror.oci.errors import MirrorError, NameInvalid, Unsupported, UpstreamRefused
+from mirror.oci.path import ParsedPath, RequestTarget, parse_path, read_target
 from mirror.oci.reference import parse_repository
 
-Kind = Literal["manifest", "blob", "tags", "referrers"]
-
-_KINDS: Final[dict[str, Kind]] = {"manifests": "manifest", "blobs": "blob", "referrers": "referrers"}
-_PREFIX = "/v2/"
-_HOSTS_REMEMBERED = 4096
+_REMEMBERED = 4096
+_SHORT = 768
+"""Characters of what is remembered: enough for every pull that can succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +46,24 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedPath:
-    """A pull request's path: `name` as the client wrote it, prefix included; `reference` is empty for tags."""
+class Asked:
+    """What a request asks for, before anything of it is refused."""
 
-    kind: Kind
-    name: str
-    reference: str
-
-
-def parse_path(raw_path: str) -> ParsedPath | None:
-    """Reads `/v2/<name>/(manifests|blobs|referrers)/<reference>` or `/v2/<name>/tags/list`, percent-decoded before.
-
-    The last such part of the path counts, since names may contain `/manifests/` themselves. None for other paths.
-    """
-    if not raw_path.startswith(_PREFIX):
-        return None
-    rest, _, reference = raw_path[len(_PREFIX) :].rpartition("/")
-    name, _, part = rest.rpartition("/")
-    if not name or not reference:
-        return None
-    if part == "tags" and reference == "list":
-        return ParsedPath("tags", name, "")
-    kind = _KINDS.get(part)
-    return ParsedPath(kind, name, reference) if kind else None
+    target: RequestTarget
+    is_api: bool
+    """Whether this is `/v2/…`, under a path of ours."""
+    is_version: bool
+    """Whether this is `/v2/` itself."""
+    pull: ParsedPath | None
+    """What is to be pulled; None for every other path."""
+    prefix: str
+    """What the client has to put before `/v2/` to ask again."""
+    upstream: UpstreamName | None
+    """The registry that `ns=` or the path before `/v2/` names; None also where that is refused."""
+    is_refused: bool
+    """Whether it is."""
+    namespace: str | None
+    """The `ns=` that counts, where it names a known registry."""
 
 
 class Router:
@@ -78,18 +73,41 @@ class Router:
         self._upstreams = settings.upstreams
         self._default = settings.default_upstream
         self._tag_ttl = settings.tag_ttl
-        self._find = lru_cache(_HOSTS_REMEMBERED)(self._look_up)
-        self._settings = lru_cache(_HOSTS_REMEMBERED)(self._merge)
+        self._base = urlsplit(settings.public_url).path if settings.public_url else ""
+        self._hosts = {host: entry for entry, upstream in settings.upstreams.items() for host in upstream.hosts}
+        self._find = lru_cache(_REMEMBERED)(self._look_up)
+        self._settings = lru_cache(_REMEMBERED)(self._merge)
+        self._read = lru_cache(_REMEMBERED)(self._interpret)
+        self._targets = lru_cache(_REMEMBERED)(self._name)
+        self._called = lru_cache(_REMEMBERED)(self._look_up_called)
 
-    def resolve(self, name: str, ns: str | None) -> Target:
-        """What the repository `name` of a request means, `ns` being its query parameter of that name.
+    def read(self, raw: str, base: str = "") -> Asked:
+        """Reads a raw request target; `base` is the path before it that a proxy has taken off. Raises nothing."""
+        return self._read(raw, base) if len(raw) <= _SHORT else self._interpret(raw, base)
+
+    def choose(self, asked: Asked, host: str | None) -> UpstreamName | None:
+        """The registry that a request names other than by its repository; `host` is what its client calls us.
+
+        The order is an interface: `ns=`, a path before `/v2/`, the host, and after them in `target` the first component
+        of the repository's name, the default. Raises UpstreamRefused for a registry that is neither configured nor well
+        known, NameInvalid for an `ns=` that is none, Unsupported where path and `ns=` disagree.
+        """
+        if asked.is_refused:
+            return self._by_request_target(asked.target)
+        if asked.upstream is None and host is not None and self._hosts and len(host) <= _SHORT:
+            return self._called(host)
+        return asked.upstream
+
+    def target(self, name: str, chosen: UpstreamName | None) -> Target:
+        """What the repository `name` of a request means that has `chosen` this registry, or none.
 
         Raises UpstreamRefused for a registry that is neither configured nor well known, and NameInvalid.
         """
-        upstream, repository = self._choose(name, ns)
-        if upstream.host == HUB and "/" not in repository:
-            repository = f"library/{repository}"
-        return Target(upstream, parse_repository(repository))
+        return self._targets(name, chosen) if len(name) <= _SHORT else self._name(name, chosen)
+
+    def resolve(self, name: str, ns: str | None = None) -> Target:
+        """The target of `name`, `ns` being its query parameter of that name. Raises as `choose` and `target` do."""
+        return self.target(name, None if ns is None else self._by_ns((ns,)))
 
     def settings(self, upstream: UpstreamName) -> UpstreamSettings:
         """What is configured for `upstream`, over what is built in for it; `url` is always filled in."""
@@ -103,26 +121,77 @@ class Router:
                 return ttl
         return self._tag_ttl if settings.tag_ttl is None else settings.tag_ttl
 
-    def _choose(self, name: str, ns: str | None) -> tuple[UpstreamName, str]:
-        """The upstream, and the rest of `name`. The order is an interface: ns, then prefix, then the default."""
+    def _interpret(self, raw: str, base: str) -> Asked:
+        outer = base or self._base
+        read = read_target(raw, (outer, self._base))
+        is_api = read.api is not None and (not read.before or self._by_path(read.before) is not None)
+        upstream, is_refused = None, False
+        namespace = read.namespaces[0] if read.namespaces else None
+        try:
+            upstream = self._by_request_target(read)
+        except MirrorError as error:
+            is_refused = True
+            if not isinstance(error, Unsupported):
+                namespace = None
+        return Asked(
+            target=read,
+            is_api=is_api,
+            is_version=is_api and read.api in ("/v2", "/v2/"),
+            pull=parse_path(read.api) if is_api and read.api is not None else None,
+            prefix=outer + quote(read.before, safe="/:") if is_api else outer,
+            upstream=upstream,
+            is_refused=is_refused,
+            namespace=namespace,
+        )
+
+    def _by_request_target(self, target: RequestTarget) -> UpstreamName | None:
+        by_path = self._by_path(target.before)
+        if not target.namespaces:
+            return by_path
+        by_ns = self._by_ns(target.namespaces)
+        if by_path not in (None, by_ns):
+            raise Unsupported(f"the path is that of {by_path}, but ns is {str(by_ns)!r}")
+        return by_ns
+
+    def _name(self, name: str, chosen: UpstreamName | None) -> Target:
         first, slash, rest = name.partition("/")
         named = self._known(first) if slash else None
-        if ns is not None:
-            upstream = self._by_ns(ns)
-            # BuildKit, k3s and containerd's override_path send both forms at once.
-            return upstream, rest if named == upstream else name
-        if named is not None:
-            return named, rest
-        if slash and self._names_a_host(first):
-            _refuse(first)
-        return self._find(self._default) or _refuse(self._default), name
+        if chosen is None and named is None:
+            if slash and self._names_a_host(first):
+                _refuse(first)
+            chosen = self._find(self._default) or _refuse(self._default)
+        upstream = chosen or named
+        assert upstream is not None
+        # BuildKit, k3s and containerd's override_path say it twice.
+        repository = rest if named == upstream else name
+        if upstream.host == HUB and "/" not in repository:
+            repository = f"library/{repository}"
+        return Target(upstream, parse_repository(repository))
 
-    def _by_ns(self, ns: str) -> UpstreamName:
+    def _by_ns(self, values: tuple[str, ...]) -> UpstreamName:
         try:
-            host = parse_host(ns)
+            host, *others = {parse_host(value) for value in values}
         except ValueError:
-            raise NameInvalid(f"ns is not a registry's host[:port]: {ns[:160]!r}") from None
+            found = ", ".join(repr(value[:160]) for value in values[:2])
+            raise NameInvalid(f"ns is not a registry's host[:port]: {found}") from None
+        if others:
+            raise NameInvalid("ns is there more than once, for different registries")
         return self._find(host) or _refuse(host)
+
+    def _look_up_called(self, host: str) -> UpstreamName | None:
+        """The registry for which `host`, a Host header, is an alias."""
+        name, colon, port = host.rpartition(":")
+        # A name that ends with a dot is the same name, only complete.
+        host = f"{name.removesuffix('.')}:{port}" if colon else host.removesuffix(".")
+        try:
+            called = parse_host(host)
+        except ValueError:
+            return None
+        entry = self._hosts.get(called) or self._hosts.get(without_port(called))
+        return UpstreamName(entry, entry) if entry is not None else None
+
+    def _by_path(self, before: str) -> UpstreamName | None:
+        return self._known(before.removeprefix("/")) if before else None
 
     def _known(self, text: str) -> UpstreamName | None:
         try:
@@ -132,6 +201,10 @@ class Router:
 
     def _names_a_host(self, first: str) -> bool:
         """Whether a first component can only mean a registry: Docker Hub has no namespace with a dot in it."""
+        try:
+            parse_host(first)
+        except ValueError:
+            return False
         return ":" in first or (self._default == HUB and ("." in first or first == "localhost"))
 
     def _look_up(self, host: str) -> UpstreamName | None:

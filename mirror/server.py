@@ -20,6 +20,7 @@ from mirror import __version__, log
 from mirror.api.admin import AdminApi
 from mirror.api.connections import HttpServer
 from mirror.api.content import ContentApi
+from mirror.api.forwarded import Proxies
 from mirror.api.middleware import Traffic
 from mirror.api.registry import RegistryApi
 from mirror.api.sender import Sender
@@ -100,7 +101,7 @@ class Mirror:
         blobs = BlobPuller(self.cache, self.downloads, self._permissions, self.metrics, timeouts)
 
         # Who asks us.
-        self.traffic = Traffic(self.metrics)
+        self.traffic = Traffic(self.metrics, Proxies(settings.trusted_proxies))
         sender = Sender(patience)
         self._registry = RegistryApi(router, ContentApi(self._manifests, blobs, self.traffic, sender))
         self._admin = AdminApi(self.metrics, self.trouble, lambda: self.traffic.draining)

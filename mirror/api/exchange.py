@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from mirror.api.forwarded import Forwarded
+
 
 @dataclass(slots=True)
 class Exchange:
     """Filled in as the request is understood and answered. `result` is a value of X-Cache, or error or refused."""
 
     request_id: str
+    forwarded: Forwarded
     namespace: str | None = None
     """The `ns=` by which the upstream was chosen, as the client wrote it; answers repeat it as OCI-Namespace."""
     prefix: str = ""

@@ -15,6 +15,7 @@ from prometheus_client import Counter, Histogram
 
 from mirror.api.connections import SERVER, Answer, ClientGone, taken
 from mirror.api.exchange import EXCHANGE, Exchange
+from mirror.api.forwarded import Proxies
 from mirror.api.responses import error_response, unexpected_response
 from mirror.metrics import Metrics
 from mirror.oci.errors import InvalidRequest, MirrorError, Unknown, UpstreamRefused
@@ -29,8 +30,9 @@ _CHILDREN = 4096
 class Traffic:
     """Counts the requests being answered, and tells their clients to go elsewhere once we are draining."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, proxies: Proxies) -> None:
         self._metrics = metrics
+        self._proxies = proxies
         self._children = lru_cache(_CHILDREN)(self._find_children)
         self._log = structlog.get_logger().bind()
         self._active = 0
@@ -47,7 +49,7 @@ class Traffic:
         """`handler`, with its errors answered, its answers sent, and what became of them recorded."""
 
         async def observe(request: web.BaseRequest) -> web.StreamResponse:
-            exchange = request[EXCHANGE] = Exchange(_request_id(request))
+            exchange = request[EXCHANGE] = Exchange(_request_id(request), self._proxies.read(request))
             # Each request has a task, and so a context, of its own: nothing is left behind for the next one.
             structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
             self._active += 1
@@ -89,7 +91,7 @@ class Traffic:
     def malformed(self, request: web.BaseRequest, reason: str) -> None:
         """Records what is no request."""
         self._metrics.requests.labels("none", "none", "refused", str(_MALFORMED)).inc()
-        self._log.info("malformed request", client=request.remote, reason=reason)
+        self._log.info("malformed request", client=self._proxies.read(request).client, reason=reason)
 
     async def _answer(self, request: web.BaseRequest, handler: Answer, exchange: Exchange) -> web.StreamResponse:
         try:
@@ -134,7 +136,7 @@ class Traffic:
             "request",
             method=request.method,
             path=request.path[:512],
-            client=request.remote,
+            client=exchange.forwarded.client,
             upstream=upstream,
             repository=exchange.repository,
             kind=kind,

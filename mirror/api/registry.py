@@ -10,7 +10,7 @@ from mirror.api.responses import version_response
 from mirror.oci.digest import Digest
 from mirror.oci.errors import Unsupported
 from mirror.oci.reference import parse_reference
-from mirror.routing import ParsedPath, Router, Target, parse_path
+from mirror.routing import Asked, Router
 
 _METHODS = ("GET", "HEAD")
 _ALLOW = ", ".join(_METHODS)
@@ -25,30 +25,31 @@ class RegistryApi:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Any request. Raises MirrorError, for what is around it to answer, and ClientGone."""
-        path = request.path
-        if path in ("/v2", "/v2/"):
-            _check_method(request)
-            return version_response()
-        parsed = parse_path(path)
         exchange = request[EXCHANGE]
-        if parsed is not None:
-            exchange.kind = parsed.kind
-        if path.startswith("/v2/"):
+        asked = self._router.read(request.raw_path, exchange.forwarded.prefix)
+        exchange.prefix, exchange.namespace = asked.prefix, asked.namespace
+        if asked.pull is not None:
+            exchange.kind = asked.pull.kind
+        if asked.is_api:
             _check_method(request)  # a write is refused as a write, not as an unknown path
-        if parsed is None or parsed.kind not in ("manifest", "blob"):
-            raise Unsupported(f"{path[:256]!r} is not served here; a pull-through cache has manifests and blobs")
-        target = self._target(request, parsed, exchange)
-        if parsed.kind == "manifest":
-            return await self._content.manifest(request, target, parse_reference(parsed.reference), exchange)
-        return await self._content.blob(request, target, Digest.parse(parsed.reference), exchange)
-
-    def _target(self, request: web.BaseRequest, parsed: ParsedPath, exchange: Exchange) -> Target:
-        namespace = request.query.get("ns")
-        target = self._router.resolve(parsed.name, namespace)
-        exchange.namespace = namespace
+        chosen = self._router.choose(asked, _host(request, asked, exchange))
+        if asked.is_version:
+            return version_response()
+        if asked.pull is None or asked.pull.kind not in ("manifest", "blob"):
+            raise Unsupported(
+                f"{asked.target.path[:256]!r} is not served here; a pull-through cache has manifests and blobs"
+            )
+        target = self._router.target(asked.pull.name, chosen)
         exchange.upstream = target.upstream.entry
         exchange.repository = str(target)
-        return target
+        if asked.pull.kind == "manifest":
+            return await self._content.manifest(request, target, parse_reference(asked.pull.reference), exchange)
+        return await self._content.blob(request, target, Digest.parse(asked.pull.reference), exchange)
+
+
+def _host(request: web.BaseRequest, asked: Asked, exchange: Exchange) -> str | None:
+    """What the client calls us."""
+    return exchange.forwarded.host or asked.target.authority or request.headers.get("Host")
 
 
 def _check_method(request: web.BaseRequest) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mirror.config.fields import Address
-from mirror.config.mistakes import shown
+from mirror.config.mistakes import dotted, shown
 from mirror.config.models import Settings, Timeouts
-from mirror.config.names import find_entry
+from mirror.config.names import HUB, find_entry, without_port
 from mirror.config.source import KeyPath
 from mirror.config.units import format_duration
 from mirror.config.wellknown import WELL_KNOWN
@@ -25,6 +25,7 @@ def check(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
         found = shown(settings.default_upstream)
         yield ("default_upstream",), f"is {found}; expected a registry in upstreams or a well-known public one"
     yield from _check_timeouts(settings.timeouts)
+    yield from _check_hosts(settings)
     for entry, upstream in settings.upstreams.items():
         if upstream.password_file is not None and (trouble := _unreadable(upstream.password_file)):
             yield ("upstreams", entry, "password_file"), trouble
@@ -36,6 +37,23 @@ def _check_timeouts(timeouts: Timeouts) -> Iterator[tuple[KeyPath, str]]:
     if timeouts.stale_after > timeouts.first_byte:
         limits = format_duration(timeouts.stale_after), format_duration(timeouts.first_byte)
         yield ("timeouts", "stale_after"), "is {}; expected at most first_byte, which is {}".format(*limits)
+
+
+def _check_hosts(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+    owners: dict[str, str] = {}
+    for entry, upstream in settings.upstreams.items():
+        path = ("upstreams", entry, "hosts")
+        for host in upstream.hosts:
+            owner = owners.setdefault(host, entry)
+            named = HUB if without_port(host) == HUB else host
+            if named != entry and (named == HUB or named in settings.upstreams):
+                yield path, f"has {shown(host)}, the name of another registry; expected names of the mirror"
+            elif owner != entry:
+                other = dotted(("upstreams", owner, "hosts"))
+                yield path, f"has {shown(host)}, which {other} has too; expected it in one of them"
+            elif upstream.hosts.count(host) > 1:
+                yield path, f"has {shown(host)} more than once; expected it once"
+                break
 
 
 def _collide(one: Address, other: Address) -> bool:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, PlainSerializer, PlainValidator, ValidationInfo
 
 from mirror.config import units
+from mirror.config.front import Network, parse_base_path, parse_network
 from mirror.config.names import parse_entry, parse_host
 
 WRITTEN = "written"
@@ -124,6 +125,17 @@ def _parse_url(value: object) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 
 
+def _parse_public_url(value: object) -> str:
+    if "@" in _text(value):
+        raise ValueError("a URL without credentials")
+    url = _parse_url(value)
+    try:
+        parse_base_path(urlsplit(url).path)
+    except ValueError as exc:
+        raise ValueError(f"a URL whose path is {exc}") from None
+    return url
+
+
 Size = Annotated[int, _quantity(units.parse_size, int), _shown_as(units.format_size)]
 Rate = Annotated[int, _quantity(units.parse_rate, int), _shown_as(units.format_rate)]
 Duration = Annotated[float, _quantity(units.parse_duration, float), _shown_as(units.format_duration)]
@@ -136,5 +148,7 @@ Listen = Annotated[Address, PlainValidator(Address.parse), _shown_as(str)]
 FilePath = Annotated[Path, PlainValidator(_parse_path), _shown_as(_show_path)]
 Username = Annotated[str, AfterValidator(_check_username)]
 Url = Annotated[str, PlainValidator(_parse_url)]
+PublicUrl = Annotated[str, PlainValidator(_parse_public_url)]
 Host = Annotated[str, PlainValidator(_parse_host)]
+ProxyNetwork = Annotated[Network, PlainValidator(parse_network), _shown_as(str)]
 EntryName = Annotated[str, AfterValidator(_check_entry)]

@@ -33,6 +33,8 @@ from mirror.config.fields import (
     PositiveDuration,
     PositiveFraction,
     PositiveSize,
+    ProxyNetwork,
+    PublicUrl,
     Rate,
     Size,
     SizeOrShare,
@@ -123,6 +125,9 @@ class UpstreamSettings(_Section):
     url: Url | None = None
     """URL of where the registry really is, if not `https://<name>`; not for patterns."""
 
+    hosts: tuple[Host, ...] = ()
+    """Names of ours (host for any port, or host:port) that mean this registry to those who call us by them."""
+
     username: Username | None = None
     """User name to log in with; needs a password."""
 
@@ -196,6 +201,12 @@ class Settings(_Section):
     admin_listen: Listen = Address("127.0.0.1", 5001)
     """Address of /livez, /readyz and /metrics, as host:port."""
 
+    public_url: PublicUrl | None = None
+    """URL by which clients know this mirror behind a proxy; links that we give begin with its path, requests may."""
+
+    trusted_proxies: tuple[ProxyNetwork, ...] = ()
+    """IP networks of the proxies whose X-Forwarded-For, X-Forwarded-Host and X-Forwarded-Prefix are believed."""
+
     storage: Storage = Storage()
     """Where content is kept, and how much of it."""
 
@@ -243,6 +254,10 @@ class Settings(_Section):
             if "*" in entry and upstream.url is not None:
                 raise PydanticCustomError(
                     INCONSISTENT, "gives one url to the many registries of {entry}; expected none", {"entry": entry}
+                )
+            if "*" in entry and upstream.hosts:
+                raise PydanticCustomError(
+                    INCONSISTENT, "gives hosts to the many registries of {entry}; expected none", {"entry": entry}
                 )
             upstreams[entry] = upstream
         return MappingProxyType(upstreams)

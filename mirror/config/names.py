@@ -20,11 +20,19 @@ def parse_host(text: str) -> str:
 
     Raises ValueError, whose message is what was expected.
     """
-    host = text.lower()
+    # Lower case turns some letters of other scripts into ASCII ones.
+    host = text.lower() if text.isascii() else ""
     match = _HOST.fullmatch(host) if len(host) <= HOST_LIMIT else None
     if match is None or (match[2] and int(match[2]) > 65535) or (match[1] and not _is_ipv6(match[1])):
         raise ValueError("a registry's name as host or host:port")
     return HUB if host in _HUB_NAMES else host
+
+
+def without_port(host: str) -> str:
+    """The canonical name of a canonical `host[:port]`, whatever its port."""
+    name, colon, _ = host.rpartition(":")
+    name = name if colon and not host.endswith("]") else host
+    return HUB if name in _HUB_NAMES else name
 
 
 def parse_entry(text: str) -> str:

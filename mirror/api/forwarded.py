@@ -1,0 +1,105 @@
+"""What proxies in front of us say of a client: its address, what it calls us, and under which path it sees us.
+
+X-Forwarded-For, X-Forwarded-Host and X-Forwarded-Prefix count from trusted peers alone, and of each only what they
+wrote: the rest may be the client's invention. X-Forwarded-Proto is not read, since no answer depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from aiohttp import web
+
+from mirror.config.front import Network, parse_base_path
+
+_REMEMBERED = 4096
+_HOPS = 32
+"""Proxies in a row that are believed."""
+_LONGEST_HOP = 64
+_LONGEST_HOST = 263
+"""A DNS name, a final dot, a colon and a port."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """A client as it looks from the nearest proxy that is not trusted, or from here."""
+
+    client: str | None
+    """Its IP address; None where there is none, as on a Unix socket."""
+    host: str | None = None
+    """What it calls us, where a proxy says so; not checked."""
+    prefix: str = ""
+    """The path that a proxy has taken off, without a final slash."""
+
+
+class Proxies:
+    """Knows the networks of trusted proxies."""
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._networks = tuple(networks)
+        self._trusts = lru_cache(_REMEMBERED)(self._is_trusted)
+
+    def read(self, request: web.BaseRequest) -> Forwarded:
+        """What is known of the client of `request`. Raises nothing, whatever the headers hold."""
+        peer = request.remote or None
+        if peer is None or not self._networks or not self._trusts(peer):
+            return Forwarded(peer)
+        return Forwarded(self._client(request, peer), _host(request), _prefix(request))
+
+    def _client(self, request: web.BaseRequest, peer: str) -> str:
+        """The rightmost address that is not a trusted proxy's; what stands left of it, or is no address, is hearsay."""
+        client = peer
+        hops = ",".join(request.headers.getall("X-Forwarded-For", ())).rsplit(",", _HOPS)
+        for hop in reversed(hops[-_HOPS:]):
+            address = _hop(hop.strip())
+            if address is None:
+                break
+            client = address
+            if not self._trusts(client):
+                break
+        return client
+
+    def _is_trusted(self, address: str) -> bool:
+        known = _address(address)
+        return known is not None and any(known in network for network in self._networks)
+
+
+def _hop(text: str) -> str | None:
+    """The address of one element of X-Forwarded-For; some proxies add a port."""
+    if len(text) > _LONGEST_HOP:
+        return None
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    address = _address(text)
+    return None if address is None else str(address)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    # A socket for both families shows IPv4 peers in this form.
+    return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
+
+
+def _host(request: web.BaseRequest) -> str | None:
+    host = _last(request, "X-Forwarded-Host")
+    return host if 0 < len(host) <= _LONGEST_HOST else None
+
+
+def _prefix(request: web.BaseRequest) -> str:
+    try:
+        return parse_base_path(_last(request, "X-Forwarded-Prefix"))
+    except ValueError:
+        return ""
+
+
+def _last(request: web.BaseRequest, name: str) -> str:
+    values = request.headers.getall(name, ("",))
+    return values[-1].rpartition(",")[2].strip()
