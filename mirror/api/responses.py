@@ -23,6 +23,7 @@ from mirror.oci.errors import (
     UpstreamUnavailable,
 )
 from mirror.pull import BlobAnswer, ManifestAnswer
+from mirror.transport import VIA
 
 _STATUSES: tuple[tuple[type[MirrorError], int], ...] = (
     # Most particular first: the first that fits counts.
@@ -50,6 +51,8 @@ def error_response(error: MirrorError) -> web.Response:
     if status in _RETRIED:
         known = error.retry_after if isinstance(error, UpstreamUnavailable) else None
         response.headers["Retry-After"] = str(math.ceil(_RETRY_AFTER_SECONDS if known is None else max(1.0, known)))
+    if isinstance(error, UpstreamUnavailable):
+        response.headers["Via"] = VIA  # what another mirror makes of it: not to be held against us
     if isinstance(error, RangeNotSatisfiable):
         response.headers["Content-Range"] = f"bytes */{error.size}"
     if isinstance(error, Unsupported) and error.allow:

@@ -3,6 +3,6 @@
 from mirror.transport.client import Transport
 from mirror.transport.deadline import Deadline
 from mirror.transport.request import Destination, Request
-from mirror.transport.response import Response
+from mirror.transport.response import VIA, Response
 
-__all__ = ["Deadline", "Destination", "Request", "Response", "Transport"]
+__all__ = ["VIA", "Deadline", "Destination", "Request", "Response", "Transport"]

@@ -63,6 +63,8 @@ class Transport:
         self._clock = clock
         # Every wait of ours that no upstream asked for is measured in `try`, so that tests can shrink them together.
         self._pauses = Pauses(bare=0.4 * timeouts.try_)
+        self._things = Pauses(bare=0.4 * timeouts.try_)
+        """The same for one thing at a host: a mirror's trouble with it says nothing of what else the mirror has."""
         self._backoff = 0.05 * timeouts.try_
 
     async def send(self, request: Request, deadline: Deadline) -> Response:
@@ -107,6 +109,7 @@ class Transport:
     async def _ask(self, request: Request, hop: _Hop, deadline: Deadline) -> Response:
         """One answer from one address; any body that is not wanted has been read."""
         await self._pauses.wait(host_of(hop.url), deadline)
+        await self._things.wait(_thing(hop.url), deadline)
         session = self._sessions.get(guarded=await self._guarded(request.destination, hop))
         tls = await self._tls(request.destination)
         asked = f"{request.asked}, redirected to {host_of(hop.url)}" if hop.redirected else request.asked
@@ -137,6 +140,7 @@ class Transport:
         if status in _FOR_NOW or (status >= 500 and status not in _FOR_GOOD):
             self._refuse_for_now(response, host)
         self._pauses.answered(host)
+        self._things.answered(_thing(response.url))
         if response.redirected and 400 <= status < 500 and status not in request.heeded:
             raise RedirectExpired(f"{response.asked}: answered {status}")
         if 200 <= status < 300 and request.read is not None:
@@ -146,11 +150,12 @@ class Transport:
     def _refuse_for_now(self, response: Response, host: str) -> NoReturn:
         status = response.status
         retry_after = parse_retry_after(response.headers.get("Retry-After"), self._clock())
+        pauses, whom = (self._things, _thing(response.url)) if response.passed_on else (self._pauses, host)
         if status == 429:
-            seconds = self._pauses.asked_to_wait(host, retry_after, throttled=True)
+            seconds = pauses.asked_to_wait(whom, retry_after, throttled=True)
             raise UpstreamThrottled(f"{response.asked}: asked us to slow down (429)", retry_after=seconds)
         if status == 503 and retry_after is not None:
-            self._pauses.asked_to_wait(host, retry_after, throttled=False)
+            pauses.asked_to_wait(whom, retry_after, throttled=False)
         raise UpstreamUnavailable(f"{response.asked}: answered {status}", reason="status", retry_after=retry_after)
 
     async def _tls(self, destination: Destination) -> ssl.SSLContext | bool:
@@ -251,6 +256,10 @@ def _again(error: UpstreamUnavailable, tried: int, request: Request, deadline: D
     if error.reason not in RETRIED or tried >= request.tries:
         return False
     return error.retry_after is None or error.retry_after < deadline.remaining()
+
+
+def _thing(url: URL) -> str:
+    return f"{host_of(url)}{url.raw_path}"
 
 
 def _target(request: Request, response: Response) -> URL:

@@ -16,6 +16,8 @@ from mirror.oci.errors import UpstreamUnavailable
 from mirror.transport.failures import CAUGHT, translate
 from mirror.transport.rate import MinimumRate
 
+VIA = "1.1 mirror"
+"""In the Via header (RFC 9110 §7.6.3) of an error that a mirror passes on: the trouble is with whom it asked."""
 _DRAINED = 64 << 10
 
 
@@ -55,6 +57,11 @@ class Response:
         """Content-Encoding, lower case; None where the bytes are said to be as they are."""
         value = self.headers.get("Content-Encoding", "").strip().lower()
         return value if value not in ("", "identity") else None
+
+    @property
+    def passed_on(self) -> bool:
+        """Whether another mirror says this of somebody whom it asked: it has nothing against being asked itself."""
+        return any(VIA in (part.strip() for part in value.split(",")) for value in self.header_values("Via"))
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body as it arrives, in pieces that are not empty; aiohttp checks it against Content-Length.

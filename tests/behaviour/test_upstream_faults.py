@@ -203,6 +203,25 @@ async def test_retry_after_pauses_everyone(upstream: FakeRegistry, start_asking:
     assert not asking.metric("upstream_retries_total", reason="throttled" if code == 429 else "status")
 
 
+@pytest.mark.parametrize("via", ["1.1 mirror", "1.1 proxy, 1.1 mirror"])
+@pytest.mark.parametrize("code", [429, 503])
+async def test_trouble_that_a_mirror_passes_on_pauses_the_one_thing(
+    upstream: FakeRegistry, start_asking: StartAsking, code: int, via: str
+) -> None:
+    """It is not the mirror that is in trouble: nobody asks for that thing during the pause, and for all others."""
+    image = upstream.add_image("team/app", "latest")
+    upstream.fault(ANY, status(code, retry_after=30, headers={"Via": via}), kind="blob", times=1)
+    asking = start_asking(upstream.url)
+    await failure(asking.upstreams.open_blob(asking.target(), BLOB, soon()))
+    upstream.reset()
+
+    errors = [await failure(asking.upstreams.head_blob(asking.target(), BLOB, soon(25))) for _ in range(3)]
+
+    assert upstream.requests == []
+    assert all(error.retry_after is not None and 28 < error.retry_after <= 30 for error in errors)
+    assert (await asking.upstreams.get_manifest(asking.target(), LATEST, soon())).digest == image.digest
+
+
 async def test_a_pause_shorter_than_the_deadline_is_waited_out(
     upstream: FakeRegistry, start_asking: StartAsking
 ) -> None:

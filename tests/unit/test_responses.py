@@ -73,6 +73,7 @@ def test_each_error_has_its_status_and_code(error: MirrorError, status: int, cod
     assert ("Retry-After" in response.headers) == (status in (429, 503))
     assert ("Allow" in response.headers) == (status == 405)
     assert ("Content-Range" in response.headers) == (status == 416)
+    assert response.headers.get("Via") == ("1.1 mirror" if isinstance(error, errors.UpstreamUnavailable) else None)
     assert "WWW-Authenticate" not in response.headers
 
 
