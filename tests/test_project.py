@@ -277,6 +277,7 @@ def test_snippets_are_valid_and_name_our_address(tmp_path: Path) -> None:
     readers = {
         "buildkit/buildkitd.toml": tomllib.loads,
         "docker/daemon.json": json.loads,
+        "containerd/_default/hosts.toml": tomllib.loads,
         "containerd/hosts.toml": tomllib.loads,
         "containers/registries.conf": tomllib.loads,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import registries
-from tests.e2e.clients import Client, Containerd, Docker, Skopeo
+from tests.e2e.clients import Client, Fleet
 from tests.e2e.images import Image, build
 from tests.e2e.mirrors import MirrorProcess
 from tests.e2e.processes import free_port, tail
@@ -66,7 +66,7 @@ def mirror_port() -> int:
     return free_port()
 
 
-@pytest.fixture(params=["plain", "htpasswd", "bearer", "anonymous-bearer"])
+@pytest.fixture(params=registries.KINDS)
 def upstream(request: pytest.FixtureRequest, store: Path, tmp_path: Path) -> Iterator[Upstream]:
     """docker.io, in each way in which it may want to know who asks."""
     match request.param:
@@ -100,33 +100,17 @@ def mirror(tmp_path: Path, mirror_port: int) -> Iterator[MirrorProcess]:
 
 
 @pytest.fixture(scope="session")
-def dockerd(tmp_path_factory: pytest.TempPathFactory, mirror_port: int) -> Iterator[Docker]:
-    """A Docker daemon that uses the mirror."""
-    client = Docker(tmp_path_factory.mktemp("d"), f"127.0.0.1:{mirror_port}")
-    yield client
-    client.stop()
-
-
-@pytest.fixture(scope="session")
-def containerd(tmp_path_factory: pytest.TempPathFactory, mirror_port: int) -> Iterator[Containerd]:
-    """A containerd that uses the mirror."""
-    client = Containerd(tmp_path_factory.mktemp("c"), f"127.0.0.1:{mirror_port}")
-    yield client
-    client.stop()
-
-
-@pytest.fixture(scope="session")
-def skopeo(tmp_path_factory: pytest.TempPathFactory, mirror_port: int) -> Iterator[Skopeo]:
-    """A skopeo that uses the mirror."""
-    client = Skopeo(tmp_path_factory.mktemp("s"), f"127.0.0.1:{mirror_port}")
-    yield client
-    client.stop()
+def fleet(tmp_path_factory: pytest.TempPathFactory, mirror_port: int) -> Iterator[Fleet]:
+    """The clients that use the mirror, each started once."""
+    made = Fleet(lambda: tmp_path_factory.mktemp("c"), f"127.0.0.1:{mirror_port}")
+    yield made
+    made.stop()
 
 
 @pytest.fixture(params=["dockerd", "containerd", "skopeo"])
-def client(request: pytest.FixtureRequest) -> Iterator[Client]:
-    """Each kind of client, holding no image."""
-    used: Client = request.getfixturevalue(request.param)
+def client(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Client]:
+    """A client (a key of `CLIENTS`), holding no image."""
+    used = fleet.client(request.param)
     used.empty()
     yield used
     used.empty()

@@ -59,6 +59,14 @@ def build(layout: Path, *, greeting: str, random_bytes: int = 2 << 20) -> Image:
     return Image(layout, index["digest"], frozenset(writer.referred(here)), greeting)
 
 
+def build_sandbox(layout: Path) -> None:
+    """Writes an image that sleeps, for this machine's platform alone. It has no blob in common with any of `build`."""
+    writer = _Layout(layout)
+    layers = [writer.layer({"bin/busybox": _busybox(), "sandbox": b""})]
+    here = _ARCHITECTURES[platform.machine()]
+    writer.index({here: writer.image(here, layers, ["/bin/busybox", "sleep", "3600"])})
+
+
 class _Layout:
     """Writes blobs and the two files that make a directory an OCI image layout."""
 

@@ -77,14 +77,17 @@ def environment(home: Path) -> dict[str, str]:
     return {"PATH": PATH, "HOME": str(home), "LC_ALL": "C"}
 
 
-def run(*argv: str | Path, home: Path, seconds: float = 15) -> str:
-    """Runs a program to its end and returns what it printed; fails the test, showing that, where it does not exit 0."""
+def run(*argv: str | Path, home: Path, seconds: float = 15, env: Mapping[str, str] | None = None) -> str:
+    """Runs a program to its end and returns what it printed; fails the test, showing that, where it does not exit 0.
+
+    `env` comes on top of `environment(home)`.
+    """
     done = subprocess.run(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment(home),
+        env={**environment(home), **(env or {})},
         timeout=seconds,
         text=True,
         check=False,

@@ -17,6 +17,9 @@ from tests.e2e.tokens import ISSUER, SigningKey, TokenServer
 
 USERNAME, PASSWORD = "puller", "planted-s3cret"  # also what a test looks for in places where it must not be
 
+KINDS = ("plain", "htpasswd", "bearer", "anonymous-bearer")
+"""The ways in which an upstream may want to know who asks."""
+
 _LOGGED = re.compile(r'\S+ \S+ \S+ \[[^]]*\] "(\S+) (\S+) \S+" (\d+) \d+ "[^"]*" "([^"]*)"')
 _CONTENT = re.compile(r"/(?:manifests|blobs)/")
 

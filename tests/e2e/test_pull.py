@@ -7,17 +7,24 @@ from collections import Counter
 
 import pytest
 
-from tests.e2e.clients import Client
+from tests.e2e.clients import CLIENTS, Client
 from tests.e2e.conftest import HUB_REPOSITORY, OTHER_REPOSITORY
 from tests.e2e.images import Image
 from tests.e2e.mirrors import MirrorProcess
+from tests.e2e.pairs import pairwise
 from tests.e2e.processes import eventually
-from tests.e2e.registries import PASSWORD, USERNAME, Registry, Upstream
+from tests.e2e.registries import KINDS, PASSWORD, USERNAME, Registry, Upstream
 
 pytestmark = pytest.mark.e2e
 
 IMAGE = f"docker.io/{HUB_REPOSITORY}:1"
 OTHER_IMAGE = f"ghcr.io/{OTHER_REPOSITORY}:1"
+
+NAMES: dict[tuple[str, ...], str] = {
+    (choice.client, choice.generation, choice.store): name for name, choice in CLIENTS.items()
+}
+COVERED = [(NAMES[row[:3]], row[3]) for row in pairwise((*form, kind) for form in NAMES for kind in KINDS)]
+"""Client, generation, store and upstream in pairs."""
 
 # Where one client or one kind of upstream is enough to show it.
 SKOPEO = pytest.mark.parametrize("client", ["skopeo"], indirect=True)
@@ -33,15 +40,17 @@ def blobs_fetched(registry: Registry) -> Counter[str]:
     )
 
 
+@pytest.mark.parametrize(("client", "upstream"), COVERED, indirect=True)
 def test_second_pull_asks_upstream_for_nothing(
     client: Client, image: Image, mirror: MirrorProcess, upstream: Upstream
 ) -> None:
     """Cold, a blob leaves the upstream once; an emptied client then pulls again without a question for content."""
     mirror.start({"docker.io": upstream.settings})
     client.pull(IMAGE)
-    client.use(IMAGE, image)
     cold = upstream.registry.asked()
-    assert blobs_fetched(upstream.registry) == Counter(image.blobs)
+    fetched = blobs_fetched(upstream.registry)
+    assert fetched.keys() >= image.blobs  # containerd 2 wants the other platform's config as well
+    assert set(fetched.values()) == {1}
 
     client.empty()
     client.pull(IMAGE)

@@ -1,0 +1,128 @@
+"""podman, buildah and skopeo: programs without a daemon that share one library, and so one configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from tests.e2e import cgroups
+from tests.e2e.clients.client import need_overlay, snippet
+from tests.e2e.images import Image
+from tests.e2e.processes import remove_tree
+from tests.e2e.programs import need, run
+
+
+class Skopeo:
+    """skopeo with a `registries.conf`; it needs no daemon."""
+
+    def __init__(self, home: Path, mirror: str) -> None:
+        need("skopeo")
+        self.log = home / "skopeo.log"
+        self._home = home
+        self._pulled = home / "pulled"
+        self._config = snippet("containers/registries.conf", mirror, home / "registries.conf")
+
+    def pull(self, reference: str) -> None:
+        printed = run(
+            "skopeo", "--insecure-policy", "--registries-conf", self._config,
+            "copy", f"docker://{reference}", f"dir:{self._pulled}",
+            home=self._home,
+        )  # fmt: skip
+        self.log.write_text(printed)
+
+    def use(self, reference: str, image: Image) -> None:
+        manifest = json.loads((self._pulled / "manifest.json").read_bytes())
+        digests = [descriptor["digest"] for descriptor in (manifest["config"], *manifest["layers"])]
+        assert set(digests) == image.blobs, f"{reference} is another image"
+        for digest in digests:
+            content = (self._pulled / digest.removeprefix("sha256:")).read_bytes()
+            assert f"sha256:{hashlib.sha256(content).hexdigest()}" == digest
+
+    def empty(self) -> None:
+        if self._pulled.exists():
+            shutil.rmtree(self._pulled)
+
+    def stop(self) -> None:
+        self.empty()
+
+
+class Podman:
+    """podman, which runs what it pulled by runc."""
+
+    def __init__(self, home: Path, mirror: str, *, driver: str = "vfs") -> None:
+        need("podman", "runc", root=True)
+        if driver != "vfs":
+            need_overlay(home)
+        self.log = home / "podman.log"
+        self._home = home
+        self._state = home / "state"
+        self._state.mkdir()
+        config = snippet("containers/registries.conf", mirror, home / "registries.conf")
+        self._env = {"CONTAINERS_REGISTRIES_CONF": str(config)}
+        self._podman = (
+            "podman", "--storage-driver", driver, "--root", self._state / "root", "--runroot", self._state / "run",
+            "--tmpdir", self._state / "tmp", "--runtime", "runc", "--cgroup-manager", "cgroupfs",
+            "--events-backend", "file",
+        )  # fmt: skip
+
+    def pull(self, reference: str) -> None:
+        self.log.write_text(self._run("pull", reference))
+
+    def use(self, reference: str, image: Image) -> None:
+        printed = self._run(
+            # Without these two it would raise limits, which takes a right that root need not have.
+            "run", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024",
+            "--rm", "--network", "none", "--cgroup-parent", cgroups.PARENT, "--pull", "never", reference,
+        )  # fmt: skip
+        assert printed.strip() == image.greeting
+
+    def empty(self) -> None:
+        self._run("rmi", "--all", "--force")
+        assert self._run("images", "--all", "--quiet") == ""
+
+    def stop(self) -> None:
+        remove_tree(self._state)
+
+    def _run(self, *arguments: str) -> str:
+        return run(*self._podman, *arguments, home=self._home, env=self._env)
+
+
+class Buildah:
+    """buildah, which makes a container to build in from what it pulled."""
+
+    def __init__(self, home: Path, mirror: str, *, driver: str = "vfs") -> None:
+        need("buildah", root=True)
+        if driver != "vfs":
+            need_overlay(home)
+        self.log = home / "buildah.log"
+        self._home = home
+        self._state = home / "state"
+        self._state.mkdir()
+        config = snippet("containers/registries.conf", mirror, home / "registries.conf")
+        self._buildah = (
+            "buildah", "--storage-driver", driver, "--root", self._state / "root", "--runroot", self._state / "run",
+            "--registries-conf", config,
+        )  # fmt: skip
+
+    def pull(self, reference: str) -> None:
+        self.log.write_text(self._run("pull", reference))
+
+    def use(self, reference: str, image: Image) -> None:
+        container = self._run("from", "--pull-never", reference).strip()
+        inspected = json.loads(self._run("inspect", container))
+        printed = self._run("run", "--isolation", "chroot", container, "--", *inspected["OCIv1"]["config"]["Cmd"])
+        assert printed.strip() == image.greeting
+        self._run("rm", container)
+
+    def empty(self) -> None:
+        self._run("rm", "--all")
+        self._run("rmi", "--all", "--force")
+        assert self._run("images", "--all", "--quiet") == ""
+
+    def stop(self) -> None:
+        remove_tree(self._state)
+
+    def _run(self, *arguments: str) -> str:
+        return run(*self._buildah, *arguments, home=self._home)

@@ -1,0 +1,58 @@
+"""The Docker daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.e2e import cgroups
+from tests.e2e.clients.client import is_socket, need_overlay, snippet
+from tests.e2e.images import Image
+from tests.e2e.processes import Process, remove_tree
+from tests.e2e.programs import environment, need, run
+
+
+class Docker:
+    """dockerd with `registry-mirrors`, and docker. Images lie in the graph store, on vfs or overlay2."""
+
+    def __init__(self, home: Path, mirror: str, *, driver: str = "vfs") -> None:
+        need("dockerd", "docker", "containerd", "runc", "iptables", root=True)
+        if driver != "vfs":  # which works on every file system
+            need_overlay(home)
+        self.log = home / "dockerd.log"
+        self._home = home
+        self._state = home / "state"
+        socket = self._state / "docker.sock"
+        self._docker = ("docker", "--host", f"unix://{socket}")
+        self._state.mkdir()
+        config = snippet("docker/daemon.json", mirror, home / "daemon.json")
+        self._daemon = Process(
+            [
+                "dockerd", "--config-file", config, "--host", f"unix://{socket}",
+                "--data-root", self._state / "data", "--exec-root", self._state / "exec",
+                "--pidfile", self._state / "pid",
+                "--storage-driver", driver, "--cgroup-parent", cgroups.PARENT,
+                # No network set-up of the host is touched.
+                "--bridge", "none", "--iptables=false", "--ip6tables=false",
+            ],
+            log=self.log,
+            env=environment(home),
+        )  # fmt: skip
+        self._daemon.wait_until(lambda: is_socket(socket))
+
+    def pull(self, reference: str) -> None:
+        self._run("pull", "--quiet", reference)
+
+    def use(self, reference: str, image: Image) -> None:
+        printed = self._run("run", "--rm", "--network", "none", reference)
+        assert printed.strip() == image.greeting
+
+    def empty(self) -> None:
+        self._run("image", "prune", "--all", "--force")
+        assert self._run("image", "ls", "--all", "--quiet") == ""
+
+    def stop(self) -> None:
+        self._daemon.stop()
+        remove_tree(self._state)
+
+    def _run(self, *arguments: str) -> str:
+        return run(*self._docker, *arguments, home=self._home)
