@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
@@ -29,6 +28,7 @@ from mirror.oci.reference import Reference, Tag
 from mirror.routing import Router, Target
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget
+from mirror.store.epochs import Epochs
 from mirror.store.files import SharedFile
 from mirror.store.records import Key, Records
 from mirror.store.trouble import Trouble
@@ -40,7 +40,6 @@ _KEPT = 30 * _DAY
 """How long names outlive their last renewal at least, in seconds; links and manifests are renewed daily, on use."""
 _MANIFEST_BYTES = 64 << 20
 _HINTS = 100_000
-_EPOCHS = 100_000
 _NAMED_BLOBS = 1000
 """How many blobs of a manifest its use refreshes; real images have a few dozen, forged ones anything."""
 _NAMED_BLOB_BYTES = 400
@@ -85,12 +84,6 @@ class AbsenceRecord(msgspec.Struct, frozen=True, array_like=True):
     checked_at: float
 
 
-class EpochRecord(msgspec.Struct, frozen=True, array_like=True):
-    """The number of a repository's present epoch, never used before; there is none where nothing is linked."""
-
-    number: int
-
-
 class OriginRecord(msgspec.Struct, frozen=True, array_like=True):
     """The upstream host whose bytes were verified and stored under a digest."""
 
@@ -118,12 +111,6 @@ class HeldManifest:
     renewed_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Epoch:
-    number: int
-    written: bool
-
-
 class Cache:
     """Records with a memory copy in front, and the blob store. Losing any of it costs requests, never correctness."""
 
@@ -146,7 +133,8 @@ class Cache:
         self._clock = clock
         self._manifests: Bounded[Digest, HeldManifest] = Bounded(_MANIFEST_BYTES)
         self._hints: Bounded[tuple[str, str, Digest], int] = Bounded(_HINTS)
-        self._epochs: Bounded[tuple[str, str], _Epoch] = Bounded(_EPOCHS)
+        # A number is there as long as any of its links: without it they are only asked again.
+        self._epochs = Epochs(records, useful_for=2 * _KEPT)
 
     async def close(self) -> None:
         """Forgets the memory copies."""
@@ -156,25 +144,22 @@ class Cache:
 
     async def question(self, target: Target) -> Question:
         """What `put_tag` and `put_link` want to know; taken before the upstream is asked."""
-        return Question(target, (await self._epoch(target)).number)
+        return Question(target, await self._epoch(target))
 
     async def still_counts(self, question: Question) -> bool:
         """Whether the repository has not been refused since the question was taken."""
-        return (await self._epoch(question.target)).number == question.epoch
+        return await self._epoch(question.target) == question.epoch
 
     async def refuse(self, target: Target) -> None:
         """The upstream refused the repository: all its links and tags are asked again, one by one, when wanted."""
-        ended = await self._epoch(target)
-        self._epochs.set(_repository(target), _new_epoch())
-        if ended.written:
-            await self._records.delete(_epoch_key(target))
+        await self._epochs.end(_repository(target))
 
     # Tags.
 
     async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
         """What we last heard of a tag, however old; None if nothing, or if the repository was refused since."""
         record = await self._names.get(_key("tag", target, tag), TagRecord)
-        if record is None or record.epoch != (await self._epoch(target)).number:
+        if record is None or record.epoch != await self._epoch(target):
             return None
         return record
 
@@ -258,14 +243,14 @@ class Cache:
         key = _key(f"link-{kind}", target, digest)
         await self._epoch(target)
         record = await self._names.get(key, LinkRecord)
-        if record is None or record.epoch != (await self._epoch(target)).number:
+        if record is None or record.epoch != await self._epoch(target):
             return None
         now = self._clock()
         if now - record.renewed_at > _DAY:
             # Without a pause since it was read: a 404 that comes now must not be undone.
             record = msgspec.structs.replace(record, renewed_at=now)
             await self._names.put(key, record, _KEPT)
-            await self._write_epoch(target, record.epoch)
+            await self._epochs.write(_repository(target), record.epoch)
         return record
 
     async def permits(self, target: Target, digest: Digest, link: LinkRecord, size: int) -> bool:
@@ -359,32 +344,12 @@ class Cache:
 
     # Inside.
 
-    async def _epoch(self, target: Target) -> _Epoch:
-        known = self._epochs.get(_repository(target))
-        if known is None:
-            record = await self._names.read(_epoch_key(target), EpochRecord)
-            known = self._epochs.get(_repository(target))  # another request may have been faster
-            if known is None:
-                known = _new_epoch() if record is None else _Epoch(record.number, written=True)
-                self._epochs.set(_repository(target), known)
-        return known
+    async def _epoch(self, target: Target) -> int:
+        return await self._epochs.number(_repository(target))
 
     async def _stands(self, question: Question) -> bool:
-        """Whether the answer to a question may be noted; then its epoch is written down, too."""
-        epoch = await self._epoch(question.target)
-        if epoch.number != question.epoch:
-            return False
-        if not epoch.written:
-            await self._write_epoch(question.target, epoch.number)
-        return True
-
-    async def _write_epoch(self, target: Target, number: int) -> None:
-        known = self._epochs.get(_repository(target))
-        if known is None or known.number != number:
-            return  # ended meanwhile
-        self._epochs.set(_repository(target), _Epoch(number, written=True))
-        # It is there as long as any of its links: without it they are only asked again.
-        await self._records.set(_epoch_key(target), msgspec.msgpack.encode(EpochRecord(number)), 2 * _KEPT)
+        """Whether the answer to a question may be noted."""
+        return await self._epochs.stands(_repository(question.target), question.epoch)
 
     async def _forget_absence(self, target: Target, reference: Reference, kind: Kind) -> None:
         key = _key(f"absent-{kind}", target, reference)
@@ -396,13 +361,5 @@ def _key(kind: str, target: Target, reference: Reference) -> Key:
     return (kind, target.upstream.host, target.repository, str(reference))
 
 
-def _repository(target: Target) -> tuple[str, str]:
+def _repository(target: Target) -> Key:
     return (target.upstream.host, target.repository)
-
-
-def _epoch_key(target: Target) -> Key:
-    return ("epoch", *_repository(target))
-
-
-def _new_epoch() -> _Epoch:
-    return _Epoch(secrets.randbits(62), written=False)
