@@ -19,8 +19,8 @@ from mirror.routing import Target
 from mirror.singleflight import SingleFlight
 from mirror.store.files import SharedFile
 from mirror.store.shapes import LinkRecord
-from mirror.transport import Deadline
-from mirror.upstream import BlobStream, Upstreams
+from mirror.transport import BlobStream, Deadline
+from mirror.upstream import Upstreams
 
 _MOST_SKIPPED = 1 << 20
 """Bytes that are read to get at those to compare, where an upstream ignores ranges."""
