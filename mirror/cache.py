@@ -25,8 +25,8 @@ from mirror.oci.errors import (
     UpstreamRefused,
 )
 from mirror.oci.manifest import Manifest, parse_manifest
+from mirror.oci.path import Kind as AnyKind
 from mirror.oci.reference import Reference, Tag
-from mirror.routing import Kind as AnyKind
 from mirror.routing import Router, Target
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget

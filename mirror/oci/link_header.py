@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import quote, urlencode
 
 _QUERY_LIMIT = 4096
@@ -28,7 +28,7 @@ def next_query(values: Iterable[str]) -> str | None:
     return None
 
 
-def next_link(path: str, parameters: Mapping[str, str]) -> str:
+def next_link(path: str, parameters: Sequence[tuple[str, str]]) -> str:
     """The header's value for the page that follows, relative to our own host; `path` is decoded, as are the values."""
     return f'<{quote(path, safe="/:")}?{urlencode(parameters, quote_via=quote)}>; rel="next"'
 
