@@ -17,6 +17,8 @@ Malformed = Callable[[web.BaseRequest, str], None]
 
 _LONGEST = 2**31 - 1
 """Milliseconds that the kernel can count."""
+_LONGEST_FIELD = 32 << 10
+"""Bytes of one header: a Range of 1,024 parts fits. What is longer is a 400."""
 SERVER = "mirror"
 """The Server header; aiohttp's own would tell versions."""
 
@@ -33,7 +35,14 @@ class HttpServer(web.Server):
     """
 
     def __init__(self, answer: Answer, *, malformed: Malformed, stall: float, **options: Any) -> None:
-        super().__init__(answer, handler_cancellation=True, access_log=None, auto_decompress=False, **options)
+        super().__init__(
+            answer,
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
+            max_field_size=_LONGEST_FIELD,
+            **options,
+        )
         self.malformed = malformed
         self.stall = stall
 

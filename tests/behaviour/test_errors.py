@@ -311,7 +311,7 @@ MALFORMED = {
     "version": b"GET /v2/ HTTP/9.9\r\nHost: x\r\n\r\n",
     "no host": b"GET /v2/ HTTP/1.1\r\n\r\n",
     "long path": b"GET /v2/" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-    "long header": b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 10_000 + b"\r\n\r\n",
+    "long header": b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40_000 + b"\r\n\r\n",
     "many headers": b"GET /v2/ HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
     "raw bytes in the path": b"GET /v2/\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
     "NUL in the path": b"GET /v2/\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
