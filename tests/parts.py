@@ -22,6 +22,15 @@ def read_parts(content_type: str, body: bytes) -> list[Part]:
     return [(dict(part.items()), _payload(part)) for part in message.iter_parts()]
 
 
+def split_parts(content_type: str, body: bytes) -> list[Part]:
+    """The same for very many parts, whose bytes do not hold the boundary: the parser takes seconds for those."""
+    boundary = content_type.partition("boundary=")[2].encode()
+    start, *parts, end = (b"\r\n" + body).split(b"\r\n--" + boundary)
+    assert (start, end) == (b"", b"--\r\n")
+    heads = [part.partition(b"\r\n\r\n")[::2] for part in parts]
+    return [(dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:]), data) for head, data in heads]
+
+
 def parts_of(reply: Reply) -> list[Part]:
     """Those of an answer, which must be a 206 of exactly its length."""
     assert reply.status == 206, reply
