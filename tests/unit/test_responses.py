@@ -39,6 +39,7 @@ TABLE: list[tuple[MirrorError, int, str]] = [
     (errors.Unsupported("x"), 404, "UNSUPPORTED"),
     (errors.Unsupported("x", allow="GET, HEAD"), 405, "UNSUPPORTED"),
     (errors.NameUnknown("x"), 404, "NAME_UNKNOWN"),
+    (errors.TagsUnknown("x"), 404, "NAME_UNKNOWN"),
     (errors.ManifestUnknown("x"), 404, "MANIFEST_UNKNOWN"),
     (errors.BlobUnknown("x"), 404, "BLOB_UNKNOWN"),
     (errors.UpstreamRefused("x"), 403, "DENIED"),
