@@ -49,9 +49,8 @@ class Traffic:
         """`handler`, with its errors answered, its answers sent, and what became of them recorded."""
 
         async def observe(request: web.BaseRequest) -> web.StreamResponse:
-            exchange = request[EXCHANGE] = Exchange(
-                _request_id(request), self._proxies.read(request.remote, request.headers)
-            )
+            forwarded = self._proxies.read(request.remote, request.headers)
+            exchange = request[EXCHANGE] = Exchange(_request_id(request), forwarded)
             # Each request has a task, and so a context, of its own: nothing is left behind for the next one.
             structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
             self._active += 1
@@ -93,9 +92,8 @@ class Traffic:
     def malformed(self, request: web.BaseRequest, reason: str) -> None:
         """Records what is no request."""
         self._metrics.requests.labels("none", "none", "refused", str(_MALFORMED)).inc()
-        self._log.info(
-            "malformed request", client=self._proxies.read(request.remote, request.headers).client, reason=reason
-        )
+        client = self._proxies.read(request.remote, request.headers).client
+        self._log.info("malformed request", client=client, reason=reason)
 
     async def _answer(self, request: web.BaseRequest, handler: Answer, exchange: Exchange) -> web.StreamResponse:
         try:
