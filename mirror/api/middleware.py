@@ -90,10 +90,9 @@ class Traffic:
         exchange.first_byte = exchange.elapsed()
 
     def malformed(self, request: web.BaseRequest, reason: str) -> None:
-        """Records what is no request."""
+        """Records what is no request, and so has no headers either that could say whose it is."""
         self._metrics.requests.labels("none", "none", "refused", str(_MALFORMED)).inc()
-        client = self._proxies.read(request.remote, request.headers).client
-        self._log.info("malformed request", client=client, reason=reason)
+        self._log.info("malformed request", client=request.remote, reason=reason)
 
     async def _answer(self, request: web.BaseRequest, handler: Answer, exchange: Exchange) -> web.StreamResponse:
         try:
