@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import NoReturn
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from mirror.config.models import Settings, UpstreamSettings
 from mirror.config.names import HUB, find_entry, parse_host, without_port
@@ -61,7 +61,7 @@ class Asked:
     pull: ParsedPath | None
     """What is to be pulled; None for every other path."""
     prefix: str
-    """What the client has to put before `/v2/` to ask again."""
+    """What the client has to put before `/v2/` to ask again, decoded."""
     upstream: UpstreamName | None
     """The registry that `ns=` or the path before `/v2/` names; None also where that is refused."""
     is_refused: bool
@@ -151,7 +151,7 @@ class Router:
             is_api=is_api,
             is_version=is_api and read.api in ("/v2", "/v2/"),
             pull=parse_path(read.api) if is_api and read.api is not None else None,
-            prefix=outer + quote(read.before, safe="/:") if is_api else outer,
+            prefix=outer + read.before if is_api else outer,
             upstream=upstream,
             is_refused=is_refused,
             namespace=namespace,

@@ -171,6 +171,44 @@ async def test_a_trusted_proxy_speaks_for_its_client(
     assert [line["client"] for line in lines.access()] == ["192.0.2.9", "127.0.0.1"]
 
 
+PREFIXED = [
+    (f"/v2/quay.io/{REPOSITORY}", "/mirror", {}),
+    (f"/v2/{REPOSITORY}", "/mirror", {"Host": "quay.mirror.test"}),
+    (f"/mirror/v2/quay.io/{REPOSITORY}", "/mirror", {}),
+    (f"/quay.io/v2/{REPOSITORY}", "/mirror/quay.io", {}),
+    (f"/mirror/quay.io/v2/{REPOSITORY}", "/mirror/quay.io", {}),
+    (f"/mirror/registry.corp%3A5000/v2/{REPOSITORY}", "/mirror/registry.corp:5000", {}),
+    (f"/v2/registry.corp%3A5000/{REPOSITORY}", "/mirror", {}),
+    (f"/v2/{REPOSITORY}", "/outer", {"X_Forwarded_Prefix": "/outer/", "X_Forwarded_Host": "quay.mirror.test"}),
+    (f"/quay.io/v2/{REPOSITORY}", "/outer/quay.io", {"X_Forwarded_Prefix": "/outer"}),
+    (f"/outer/quay.io/v2/{REPOSITORY}", "/outer/quay.io", {"X_Forwarded_Prefix": "/outer"}),
+    (f"/quay.io/v2/{REPOSITORY}", "/mirror/quay.io", {"X_Forwarded_Prefix": "//evil.test"}),
+]
+
+
+async def test_links_lead_to_where_the_client_sees_us(
+    start_mirror: StartMirror, upstream: FakeRegistry, quay: FakeRegistry, quays: Image
+) -> None:
+    """Under the path that a proxy takes off, or that of the public URL, and the one that names the upstream.
+
+    Followed through that proxy, or without it, they bring the rest of the list.
+    """
+    for tag in ("2", "3"):
+        quay.tag(REPOSITORY, tag, quays)
+    named = UpstreamSettings(url=quay.url, hosts=("quay.mirror.test",))
+    upstreams = {"docker.io": upstream, "quay.io": named, "registry.corp:5000": quay}
+    mirror = await start_mirror(upstreams=upstreams, public_url="https://corp.test/mirror", trusted_proxies=LOOPBACK)
+    for path, prefix, headers in PREFIXED:
+        first = await mirror.get(f"{path}/tags/list?n=2", **headers)
+        link = first.headers["Link"].partition(">")[0].removeprefix("<")
+        assert link.startswith(f"{prefix}/v2/"), (path, link)
+
+        for way in {link, link.removeprefix("/outer")}:
+            rest = await mirror.get(way, **headers)
+            assert (json.loads(first.body)["tags"], json.loads(rest.body)["tags"]) == (["1", "2"], ["3"]), way
+            assert "Link" not in rest.headers
+
+
 FORWARDED = ["", ",", ", ,", "unknown", "\xff", "a" * 8000, "192.0.2.9, " * 700, "[::1", "/..//../", "127.0.0.1",
              '";rel=x', "::ffff:1.2.3.4"]  # fmt: skip
 
