@@ -7,6 +7,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.e2e import cgroups
 from tests.e2e.clients import snippet
 from tests.e2e.processes import Process, remove_tree
 from tests.e2e.programs import environment, need, run
@@ -41,6 +42,7 @@ class BuildKit:
             enabled = true
             snapshotter = "native" # works on every file system
             networkMode = "host"
+            defaultCgroupParent = "{cgroups.PARENT}"
             [worker.containerd]
             enabled = false
             {registries}"""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.e2e import cgroups
 from tests.e2e.buildkit import BuildKit
 from tests.e2e.conftest import HUB_REPOSITORY, OTHER_REPOSITORY
 from tests.e2e.images import Image
@@ -15,7 +16,7 @@ from tests.e2e.processes import eventually
 from tests.e2e.registries import Upstream
 from tests.e2e.test_pull import blobs_fetched
 
-pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("upstream", ["plain"], indirect=True)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60), pytest.mark.parametrize("upstream", ["plain"], indirect=True)]
 
 DOCKERFILE = """
 FROM {base}
@@ -30,6 +31,7 @@ def shared_buildkit(tmp_path_factory: pytest.TempPathFactory, mirror_port: int) 
     made = BuildKit(tmp_path_factory.mktemp("b"), f"127.0.0.1:{mirror_port}")
     yield made
     made.stop()
+    cgroups.remove()
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ class Docker:
         self._daemon.wait_until(lambda: is_socket(socket))
 
     def pull(self, reference: str) -> None:
-        self._run("pull", "--quiet", reference)
+        self._run("pull", "--quiet", reference, seconds=60)  # it waits long before it tries anew
 
     def use(self, reference: str, image: Image) -> None:
         printed = self._run("run", "--rm", "--network", "none", reference)
@@ -54,5 +54,5 @@ class Docker:
         self._daemon.stop()
         remove_tree(self._state)
 
-    def _run(self, *arguments: str) -> str:
-        return run(*self._docker, *arguments, home=self._home)
+    def _run(self, *arguments: str, seconds: float = 15) -> str:
+        return run(*self._docker, *arguments, home=self._home, seconds=seconds)
