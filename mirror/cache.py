@@ -1,19 +1,19 @@
-"""What we hold: tags, manifests, links and absences by name, blobs by digest."""
+"""What we hold: tags, lists, manifests, links and absences by name, blobs by digest."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import secrets
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
 
-from mirror.memory import Bounded
+from mirror.memory import Bounded, Memory
 from mirror.oci.digest import Digest
 from mirror.oci.errors import (
     BlobUnknown,
@@ -25,12 +25,15 @@ from mirror.oci.errors import (
     UpstreamRefused,
 )
 from mirror.oci.manifest import Manifest, parse_manifest
+from mirror.oci.path import Kind as AnyKind
 from mirror.oci.reference import Reference, Tag
 from mirror.routing import Router, Target
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget
+from mirror.store.epochs import Epochs
 from mirror.store.files import SharedFile
 from mirror.store.records import Key, Records
+from mirror.store.shapes import AbsenceRecord, CursorRecord, LinkRecord, ListRecord, OriginRecord, TagRecord
 from mirror.store.trouble import Trouble
 from mirror.store.typed import TypedRecords
 
@@ -39,8 +42,10 @@ _DAY = 86400.0
 _KEPT = 30 * _DAY
 """How long names outlive their last renewal at least, in seconds; links and manifests are renewed daily, on use."""
 _MANIFEST_BYTES = 64 << 20
+_LIST_BYTES = 64 << 20
+"""What the lists that are kept in memory may take there, roughly."""
+_LIST_ITEM_BYTES = 64
 _HINTS = 100_000
-_EPOCHS = 100_000
 _NAMED_BLOBS = 1000
 """How many blobs of a manifest its use refreshes; real images have a few dozen, forged ones anything."""
 _NAMED_BLOB_BYTES = 400
@@ -49,52 +54,18 @@ _RENEWED = struct.Struct(">d")
 _UNKNOWN = {kind.code: kind for kind in (NameUnknown, ManifestUnknown, BlobUnknown)}
 
 
-class TagRecord(msgspec.Struct, frozen=True, array_like=True):
-    """What a tag meant at `checked_at` (seconds since the epoch).
+@dataclass(frozen=True, slots=True)
+class ListName:
+    """A repository's tags, or the referrers of `subject` there; from the start, or from where `cursor` points."""
 
-    `before`: what it meant before, as long as we have not got the manifest that it means now; else empty.
-    """
+    kind: Literal["tags", "referrers"]
+    subject: Digest | None = None
+    cursor: str = ""
 
-    digest: str
-    checked_at: float
-    epoch: int
-    before: str = ""
-
-
-class LinkRecord(msgspec.Struct, frozen=True, array_like=True):
-    """The upstream itself has said, last at `checked_at`, that this repository has this digest.
-
-    `proven`: it has also shown the bytes; a claim alone gives nobody what we hold from another upstream. `epoch` is the
-    repository's when it was asked: a later refusal of the repository ends the link. `media_type` is empty for blobs;
-    `size` is in bytes.
-    """
-
-    size: int
-    media_type: str
-    proven: bool
-    checked_at: float
-    renewed_at: float
-    epoch: int
-
-
-class AbsenceRecord(msgspec.Struct, frozen=True, array_like=True):
-    """The upstream answered at `checked_at` that there is no such thing, with this error code."""
-
-    code: str
-    message: str
-    checked_at: float
-
-
-class EpochRecord(msgspec.Struct, frozen=True, array_like=True):
-    """The number of a repository's present epoch, never used before; there is none where nothing is linked."""
-
-    number: int
-
-
-class OriginRecord(msgspec.Struct, frozen=True, array_like=True):
-    """The upstream host whose bytes were verified and stored under a digest."""
-
-    host: str
+    @property
+    def parts(self) -> Key:
+        """What tells it from others of its kind."""
+        return ("" if self.subject is None else str(self.subject), self.cursor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +74,10 @@ class Question:
 
     target: Target
     epoch: int
+
+
+Named = Reference | ListName
+"""What an upstream can say no to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +91,6 @@ class HeldManifest:
     outline: Manifest | None
     blobs: tuple[tuple[Digest, int], ...]
     renewed_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Epoch:
-    number: int
-    written: bool
 
 
 class Cache:
@@ -142,39 +111,39 @@ class Cache:
         self.trouble = trouble
         self._records = records
         self._names = TypedRecords(records)
+        self._lists = TypedRecords(records, Memory(limit=_LIST_BYTES, weigh=_weight))
         self._router = router
         self._clock = clock
         self._manifests: Bounded[Digest, HeldManifest] = Bounded(_MANIFEST_BYTES)
         self._hints: Bounded[tuple[str, str, Digest], int] = Bounded(_HINTS)
-        self._epochs: Bounded[tuple[str, str], _Epoch] = Bounded(_EPOCHS)
+        # A number is there as long as any of its links: without it they are only asked again.
+        self._epochs = Epochs(records, useful_for=2 * _KEPT)
 
     async def close(self) -> None:
         """Forgets the memory copies."""
         await self._names.close()
+        await self._lists.close()
 
     # Epochs: what a repository showed us before it refused us does not count afterwards.
 
     async def question(self, target: Target) -> Question:
         """What `put_tag` and `put_link` want to know; taken before the upstream is asked."""
-        return Question(target, (await self._epoch(target)).number)
+        return Question(target, await self._epoch(target))
 
     async def still_counts(self, question: Question) -> bool:
         """Whether the repository has not been refused since the question was taken."""
-        return (await self._epoch(question.target)).number == question.epoch
+        return await self._epoch(question.target) == question.epoch
 
     async def refuse(self, target: Target) -> None:
         """The upstream refused the repository: all its links and tags are asked again, one by one, when wanted."""
-        ended = await self._epoch(target)
-        self._epochs.set(_repository(target), _new_epoch())
-        if ended.written:
-            await self._records.delete(_epoch_key(target))
+        await self._epochs.end(_repository(target))
 
     # Tags.
 
     async def tag(self, target: Target, tag: Tag) -> TagRecord | None:
         """What we last heard of a tag, however old; None if nothing, or if the repository was refused since."""
         record = await self._names.get(_key("tag", target, tag), TagRecord)
-        if record is None or record.epoch != (await self._epoch(target)).number:
+        if record is None or record.epoch != await self._epoch(target):
             return None
         return record
 
@@ -199,6 +168,10 @@ class Cache:
         """Seconds for which a tag is taken as unmoved: the first matching pattern's, the upstream's, the default."""
         return self._router.tag_ttl(target.upstream, tag.name)
 
+    def now(self) -> float:
+        """The wall clock, in seconds since the epoch."""
+        return self._clock()
+
     def overdue(self, checked_at: float, ttl: float) -> float:
         """Seconds for which what was heard at `checked_at` and is good for `ttl` is out of date; below 0: it is fresh.
 
@@ -206,6 +179,47 @@ class Cache:
         """
         age = self._clock() - checked_at
         return age - ttl if age >= 0 else 0.0
+
+    # Lists.
+
+    async def list_of(self, target: Target, name: ListName) -> ListRecord | None:
+        """What we last heard of a list, however old; None if nothing, or if the repository was refused since."""
+        record = await self._lists.get(_key(name.kind, target, name), ListRecord)
+        if record is None or record.epoch != await self._epoch(target):
+            return None
+        return record
+
+    async def put_list(
+        self, question: Question, name: ListName, items: Sequence[str], following: str | None, checked_at: float
+    ) -> ListRecord:
+        """Notes what the upstream said at `checked_at`; `following` is its query for what comes after `items`."""
+        target, rest = question.target, ""
+        if following is not None:
+            rest = await self.put_cursor(target, name, following)
+        record = ListRecord(tuple(items), rest, checked_at, question.epoch)
+        if await self._stands(question):
+            await self._lists.put(_key(name.kind, target, name), record, self._list_useful_for(target))
+            await self._forget_absence(target, name, name.kind)
+        return record
+
+    async def put_cursor(self, target: Target, name: ListName, query: str) -> str:
+        """A short text that means this query of the upstream; clients get it in place of the query itself."""
+        cursor = hashlib.sha256(query.encode()).hexdigest()[:32]
+        key = _key(f"cursor-{name.kind}", target, replace(name, cursor=cursor))
+        await self._names.put(key, CursorRecord(query), max(_DAY, self._list_useful_for(target)))
+        return cursor
+
+    async def query_of(self, target: Target, name: ListName) -> str | None:
+        """The upstream's query that the cursor means; None where we never gave that cursor, or too long ago."""
+        record = await self._names.get(_key(f"cursor-{name.kind}", target, name), CursorRecord)
+        return record.query if record else None
+
+    def list_ttl(self, target: Target) -> float:
+        """Seconds for which a list is taken as complete."""
+        return self._router.list_ttl(target.upstream)
+
+    def _list_useful_for(self, target: Target) -> float:
+        return self.list_ttl(target) + self._router.settings(target.upstream).stale_if_error
 
     # Manifests.
 
@@ -258,14 +272,14 @@ class Cache:
         key = _key(f"link-{kind}", target, digest)
         await self._epoch(target)
         record = await self._names.get(key, LinkRecord)
-        if record is None or record.epoch != (await self._epoch(target)).number:
+        if record is None or record.epoch != await self._epoch(target):
             return None
         now = self._clock()
         if now - record.renewed_at > _DAY:
             # Without a pause since it was read: a 404 that comes now must not be undone.
             record = msgspec.structs.replace(record, renewed_at=now)
             await self._names.put(key, record, _KEPT)
-            await self._write_epoch(target, record.epoch)
+            await self._epochs.write(_repository(target), record.epoch)
         return record
 
     async def permits(self, target: Target, digest: Digest, link: LinkRecord, size: int) -> bool:
@@ -314,7 +328,7 @@ class Cache:
     # The upstream's no.
 
     @asynccontextmanager
-    async def hearing_no(self, target: Target, reference: Reference, kind: Kind) -> AsyncIterator[None]:
+    async def hearing_no(self, target: Target, reference: Named, kind: AnyKind) -> AsyncIterator[None]:
         """Around a question: acts on an upstream's no before it goes on."""
         try:
             yield
@@ -322,23 +336,31 @@ class Cache:
             await self.heard_no(target, reference, kind, no)
             raise
 
-    async def heard_no(self, target: Target, reference: Reference, kind: Kind, error: MirrorError) -> None:
+    async def heard_no(self, target: Target, reference: Named, kind: AnyKind, error: MirrorError) -> None:
         """Acts on an answer that denies `reference`: the repository is refused, or this one thing is gone."""
         if isinstance(error, (UpstreamRefused, NameUnknown)):
             await self.refuse(target)
         if not isinstance(error, Unknown):
             return
-        await self._names.delete(_key("tag" if isinstance(reference, Tag) else f"link-{kind}", target, reference))
+        if isinstance(reference, ListName):
+            await self._lists.delete(_key(kind, target, reference))
+        else:
+            await self._names.delete(_key("tag" if isinstance(reference, Tag) else f"link-{kind}", target, reference))
         ttl = self._router.settings(target.upstream).negative_ttl
         if ttl > 0:
             record = AbsenceRecord(error.code, error.message, self._clock())
             await self._names.put(_key(f"absent-{kind}", target, reference), record, ttl)
 
-    async def check_absence(self, target: Target, reference: Reference, kind: Kind) -> None:
-        """Raises the upstream's 404 again while it is young enough."""
+    async def absence(self, target: Target, reference: Named, kind: AnyKind) -> AbsenceRecord | None:
+        """The upstream's 404, while it is young enough."""
         record = await self._names.get(_key(f"absent-{kind}", target, reference), AbsenceRecord)
         ttl = self._router.settings(target.upstream).negative_ttl
-        if record is not None and self.overdue(record.checked_at, ttl) < 0:
+        return record if record is not None and self.overdue(record.checked_at, ttl) < 0 else None
+
+    async def check_absence(self, target: Target, reference: Named, kind: AnyKind) -> None:
+        """Raises the upstream's 404 again while it is young enough."""
+        record = await self.absence(target, reference, kind)
+        if record is not None:
             raise _UNKNOWN.get(record.code, BlobUnknown if kind == "blob" else ManifestUnknown)(record.message)
 
     # Blobs.
@@ -359,50 +381,28 @@ class Cache:
 
     # Inside.
 
-    async def _epoch(self, target: Target) -> _Epoch:
-        known = self._epochs.get(_repository(target))
-        if known is None:
-            record = await self._names.read(_epoch_key(target), EpochRecord)
-            known = self._epochs.get(_repository(target))  # another request may have been faster
-            if known is None:
-                known = _new_epoch() if record is None else _Epoch(record.number, written=True)
-                self._epochs.set(_repository(target), known)
-        return known
+    async def _epoch(self, target: Target) -> int:
+        return await self._epochs.number(_repository(target))
 
     async def _stands(self, question: Question) -> bool:
-        """Whether the answer to a question may be noted; then its epoch is written down, too."""
-        epoch = await self._epoch(question.target)
-        if epoch.number != question.epoch:
-            return False
-        if not epoch.written:
-            await self._write_epoch(question.target, epoch.number)
-        return True
+        """Whether the answer to a question may be noted."""
+        return await self._epochs.stands(_repository(question.target), question.epoch)
 
-    async def _write_epoch(self, target: Target, number: int) -> None:
-        known = self._epochs.get(_repository(target))
-        if known is None or known.number != number:
-            return  # ended meanwhile
-        self._epochs.set(_repository(target), _Epoch(number, written=True))
-        # It is there as long as any of its links: without it they are only asked again.
-        await self._records.set(_epoch_key(target), msgspec.msgpack.encode(EpochRecord(number)), 2 * _KEPT)
-
-    async def _forget_absence(self, target: Target, reference: Reference, kind: Kind) -> None:
+    async def _forget_absence(self, target: Target, reference: Named, kind: AnyKind) -> None:
         key = _key(f"absent-{kind}", target, reference)
         if await self._names.get(key, AbsenceRecord) is not None:
             await self._names.delete(key)
 
 
-def _key(kind: str, target: Target, reference: Reference) -> Key:
-    return (kind, target.upstream.host, target.repository, str(reference))
+def _key(kind: str, target: Target, reference: Named) -> Key:
+    parts = reference.parts if isinstance(reference, ListName) else (str(reference),)
+    return (kind, target.upstream.host, target.repository, *parts)
 
 
-def _repository(target: Target) -> tuple[str, str]:
+def _weight(record: object) -> int:
+    items = record.items if isinstance(record, ListRecord) else ()
+    return _LIST_ITEM_BYTES * (len(items) + 1) + sum(map(len, items))
+
+
+def _repository(target: Target) -> Key:
     return (target.upstream.host, target.repository)
-
-
-def _epoch_key(target: Target) -> Key:
-    return ("epoch", *_repository(target))
-
-
-def _new_epoch() -> _Epoch:
-    return _Epoch(secrets.randbits(62), written=False)

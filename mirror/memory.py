@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
 from aiocache import SimpleMemoryCache
@@ -16,39 +17,48 @@ V = TypeVar("V")
 class Memory:
     """A bounded map with a time to live per key, over aiocache's memory backend, which has no bound of its own.
 
-    Above `max_keys` the least recently used key goes. Values are shared by reference: treat them as frozen.
+    Above `max_keys`, or above `limit` in what `weigh` says of the values, the least recently used keys go; a value that
+    alone is heavier is not kept. Values are shared by reference: treat them as frozen.
     """
 
-    def __init__(self, max_keys: int = 100_000) -> None:
+    def __init__(
+        self, max_keys: int = 100_000, *, limit: float = math.inf, weigh: Callable[[Any], int] = lambda _: 0
+    ) -> None:
         # timeout=0: the default wraps each call in a timer that costs more than the call.
         self._cache = SimpleMemoryCache(timeout=0)
-        self._used: OrderedDict[Key, None] = OrderedDict()
+        self._used: OrderedDict[Key, int] = OrderedDict()
         self._max_keys = max_keys
+        self._limit = limit
+        self._weigh = weigh
+        self._weight = 0
 
     async def get(self, key: Key) -> Any | None:
         """The value, or None where there is none or its time is over."""
         value = await self._cache.get(key)
         if value is None:
-            self._used.pop(key, None)
+            self._weight -= self._used.pop(key, 0)
         elif key in self._used:
             self._used.move_to_end(key)
         return value
 
     async def set(self, key: Key, value: Any, ttl: float) -> None:
         """Keeps `value` for `ttl` seconds; a `ttl` that is not positive keeps nothing."""
-        if ttl <= 0:
+        weight = self._weigh(value)
+        if ttl <= 0 or weight > self._limit:
             await self.delete(key)
             return
         await self._cache.set(key, value, ttl=ttl)
-        self._used[key] = None
+        self._weight += weight - self._used.get(key, 0)
+        self._used[key] = weight
         self._used.move_to_end(key)
-        while len(self._used) > self._max_keys:
-            oldest, _ = self._used.popitem(last=False)
+        while len(self._used) > self._max_keys or self._weight > self._limit:
+            oldest, gone = self._used.popitem(last=False)
+            self._weight -= gone
             await self._cache.delete(oldest)
 
     async def delete(self, key: Key) -> None:
         """Forgets the value, if there is one."""
-        self._used.pop(key, None)
+        self._weight -= self._used.pop(key, 0)
         await self._cache.delete(key)
 
     async def close(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import NoReturn
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from mirror.config.models import Settings, UpstreamSettings
 from mirror.config.names import HUB, find_entry, parse_host, without_port
@@ -14,10 +14,14 @@ from mirror.config.wellknown import WELL_KNOWN, upstream_settings
 from mirror.oci.errors import MirrorError, NameInvalid, Unsupported, UpstreamRefused
 from mirror.oci.path import ParsedPath, RequestTarget, parse_path, read_target
 from mirror.oci.reference import parse_repository
+from mirror.oci.referrers import is_attached_tag
 
 _REMEMBERED = 4096
 _SHORT = 768
 """Characters of what is remembered: enough for every pull that can succeed."""
+_SOON = 30.0
+"""Seconds for which lists, and tags that are named for a digest, are good at most: who attaches a signature or pushes a
+tag looks for it at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Asked:
     pull: ParsedPath | None
     """What is to be pulled; None for every other path."""
     prefix: str
-    """What the client has to put before `/v2/` to ask again."""
+    """What the client has to put before `/v2/` to ask again, decoded."""
     upstream: UpstreamName | None
     """The registry that `ns=` or the path before `/v2/` names; None also where that is refused."""
     is_refused: bool
@@ -114,12 +118,21 @@ class Router:
         return self._settings(upstream)
 
     def tag_ttl(self, upstream: UpstreamName, tag: str) -> float:
-        """Seconds for which `tag` is taken as unmoved: the first matching pattern's, the upstream's, the default."""
+        """Seconds for which `tag` is taken as unmoved: the first matching pattern's, the upstream's, the default.
+
+        Without a pattern that matches, signatures and the like (`sha256-<hex>.sig`) are taken so for 30 s at most.
+        """
         settings = self.settings(upstream)
         for pattern, ttl in settings.tag_ttls.items():
             if fnmatchcase(tag, pattern):
                 return ttl
-        return self._tag_ttl if settings.tag_ttl is None else settings.tag_ttl
+        ttl = self._tag_ttl if settings.tag_ttl is None else settings.tag_ttl
+        return min(ttl, _SOON) if is_attached_tag(tag) else ttl
+
+    def list_ttl(self, upstream: UpstreamName) -> float:
+        """Seconds for which lists of tags and of referrers are taken as complete: the `tag_ttl`, at most 30."""
+        ttl = self.settings(upstream).tag_ttl
+        return min(self._tag_ttl if ttl is None else ttl, _SOON)
 
     def _interpret(self, raw: str, base: str) -> Asked:
         outer = base or self._base
@@ -138,7 +151,7 @@ class Router:
             is_api=is_api,
             is_version=is_api and read.api in ("/v2", "/v2/"),
             pull=parse_path(read.api) if is_api and read.api is not None else None,
-            prefix=outer + quote(read.before, safe="/:") if is_api else outer,
+            prefix=outer + read.before if is_api else outer,
             upstream=upstream,
             is_refused=is_refused,
             namespace=namespace,

@@ -21,6 +21,7 @@ from mirror.api.admin import AdminApi
 from mirror.api.connections import HttpServer
 from mirror.api.content import ContentApi
 from mirror.api.forwarded import Proxies
+from mirror.api.listings import ListingsApi
 from mirror.api.middleware import Traffic
 from mirror.api.registry import RegistryApi
 from mirror.api.sender import Sender
@@ -31,7 +32,16 @@ from mirror.download import Downloads, Tools
 from mirror.memory import Memory
 from mirror.metrics import Metrics
 from mirror.oci.errors import StorageError
-from mirror.pull import BlobPuller, ManifestAsker, ManifestPuller, Permissions, Renewals
+from mirror.pull import (
+    BlobPuller,
+    Lists,
+    ManifestAsker,
+    ManifestPuller,
+    Permissions,
+    ReferrersPuller,
+    Renewals,
+    TagsPuller,
+)
 from mirror.routing import Router
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget
@@ -99,11 +109,15 @@ class Mirror:
         asker = ManifestAsker(self.cache, upstreams, self.metrics, timeouts.first_byte)
         self._manifests = ManifestPuller(self.cache, asker, self.renewals, router, self.metrics, timeouts)
         blobs = BlobPuller(self.cache, self.downloads, self._permissions, self.metrics, timeouts)
+        self._lists = Lists(self.cache, router, self.metrics, timeouts)
+        tags = TagsPuller(self.cache, upstreams, self._lists, timeouts.first_byte)
+        referrers = ReferrersPuller(self.cache, upstreams, self._manifests, self._lists, timeouts.first_byte)
 
         # Who asks us.
         self.traffic = Traffic(self.metrics, Proxies(settings.trusted_proxies))
         sender = Sender(patience)
-        self._registry = RegistryApi(router, ContentApi(self._manifests, blobs, self.traffic, sender))
+        content = ContentApi(self._manifests, blobs, self.traffic, sender)
+        self._registry = RegistryApi(router, content, ListingsApi(tags, referrers))
         self._admin = AdminApi(self.metrics, self.trouble, lambda: self.traffic.draining)
         self._listener: web.BaseRunner | None = None
         self._closing = AsyncExitStack()
@@ -181,6 +195,7 @@ class Mirror:
 
         self._closing.push_async_callback(end_upkeep)
         self._closing.push_async_callback(self._manifests.close)
+        self._closing.push_async_callback(self._lists.close)
         self._closing.push_async_callback(self._permissions.close)
         self._closing.push_async_callback(self.renewals.close)
 

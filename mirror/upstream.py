@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Self
+from typing import Any, NoReturn
+
+from yarl import URL
 
 from mirror.auth import Authenticator
 from mirror.memory import Bounded
@@ -17,18 +18,27 @@ from mirror.oci.errors import (
     DigestInvalid,
     ManifestUnknown,
     NameUnknown,
+    TagsUnknown,
+    Unknown,
     UpstreamUnavailable,
 )
-from mirror.oci.manifest import ACCEPT, MANIFEST_LIMIT
+from mirror.oci.link_header import next_query
+from mirror.oci.manifest import ACCEPT, MANIFEST_LIMIT, OCI_INDEX, media_type_of
 from mirror.oci.reference import Reference
+from mirror.oci.referrers import parse_index
+from mirror.oci.tag_list import parse_tags
 from mirror.routing import Router, Target, UpstreamName
-from mirror.transport import Deadline, Destination, Request, Response, Transport
+from mirror.transport import BlobStream, Deadline, Destination, Request, Response, Transport
 
 _NO_HEAD = (405, 501)
 _RANGE_REFUSED = frozenset({400, 416})
 _MISSING = frozenset({404})
 _FIRST_BYTE = ByteRange(0, 0)
 _MOST_DESTINATIONS = 1024
+_LIST_LIMIT = 8 << 20
+"""Bytes of one page of a list; some registries send 100,000 tags in one."""
+_PAGE_REFUSED = (400, 405)
+_NO_REFERRERS = frozenset({400, 404, 405, 406, 410, 501})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,48 +68,19 @@ class ManifestBody:
     content_encoding: str | None = None
 
 
-class BlobStream:
-    """A blob on its way: headers are there, the body follows. Close it, or use it as an async context manager.
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """One page of a list: tags, or descriptors as their exact JSON. `following` is the query of the next page."""
 
-    start: offset in the blob of the first byte that `chunks` gives
-    size: bytes of the whole blob; None if the upstream did not say, or said it of encoded bytes
-    partial: whether it is the range that was asked for (206); a whole body starts at 0
-    content_encoding: as in ManifestBody
-    """
+    items: Sequence[str]
+    following: str | None
 
-    def __init__(self, response: Response, *, start: int, size: int | None, length: int | None, partial: bool) -> None:
-        self.start = start
-        self.size = size
-        self.partial = partial
-        self.content_encoding = response.content_encoding
-        self._response = response
-        self._length = length
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body as it arrives, in pieces that are not empty; can be consumed once. Close it if it is not exhausted.
+@dataclass(frozen=True, slots=True)
+class NoReferrers:
+    """The upstream has no API for referrers. `surely`: it said so of itself, not only of what it was asked for."""
 
-        Ends normally only when the promised length has come, or, where none was promised, at a clean end. Raises
-        UpstreamUnavailable: reason reset (broken, short or too long), stall or slow.
-        """
-        arrived = 0
-        async with aclosing(self._response.chunks()) as chunks:
-            async for chunk in chunks:
-                arrived += len(chunk)
-                if self._length is not None and arrived > self._length:
-                    raise UpstreamUnavailable(f"{self._response.asked}: more bytes than promised", reason="reset")
-                yield chunk
-        if self._length is not None and arrived < self._length:
-            raise UpstreamUnavailable(f"{self._response.asked}: the body ended early", reason="reset")
-
-    async def close(self) -> None:
-        """Gives the connection back, or closes it if the body is not exhausted. May be called again."""
-        self._response.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    surely: bool
 
 
 class Upstreams:
@@ -187,6 +168,52 @@ class Upstreams:
             response.close()
             raise
 
+    async def list_tags(self, target: Target, query: str, deadline: Deadline) -> ListPage:
+        """One page of the repository's tags, in the upstream's order; an empty `query` leaves its size to the upstream.
+
+        Raises TagsUnknown for a 404 that does not deny the repository, and UpstreamUnavailable: reason page where the
+        query is refused, content for what is no list, size for one of over 8 MiB.
+        """
+        headers = {"Accept": "application/json"}
+        request = self._list_request(target, "tags", "tags/list", query, headers=headers, heeded=_MISSING)
+        response = await self._authenticator.send(request, target.repository, deadline)
+        if response.redirected and response.status == 404:
+            _check_registry(response)
+        if response.status in _PAGE_REFUSED and query:
+            raise UpstreamUnavailable(f"{response.asked}: refused the query {query[:80]!r}", reason="page")
+        if response.status != 200:
+            _fail(response, target, TagsUnknown(f"{target}: the upstream lists no tags"))
+        return _page(response, parse_tags(response.body))
+
+    async def referrers(self, target: Target, digest: Digest, query: str, deadline: Deadline) -> ListPage | NoReferrers:
+        """One page of what is attached to `digest`; NoReferrers where the upstream has no such API.
+
+        Raises UpstreamUnavailable, reason content, for what says that it is an index and is none.
+        """
+        request = self._list_request(
+            target,
+            "referrers",
+            f"referrers/{digest}",
+            query,
+            headers={"Accept": OCI_INDEX},
+            check_redirect=_stay_inside,
+        )
+        try:
+            response = await self._authenticator.send(request, target.repository, deadline)
+        except _Outside:
+            return NoReferrers(surely=False)  # GHCR has led to pages for people
+        codes = error_codes(response.body) if response.status != 200 else frozenset()
+        if response.status == 404 and "NAME_UNKNOWN" in codes:
+            raise NameUnknown(f"{target}: the upstream has no such repository")
+        if response.status in _NO_REFERRERS:
+            # What is said with a code is said of this repository or digest; a page that is not found, of the path.
+            return NoReferrers(surely=response.status != 400 and codes <= {"UNSUPPORTED"})
+        if response.status != 200:
+            raise UpstreamUnavailable(f"{response.asked}: answered {response.status}", reason="status")
+        if media_type_of(None, response.headers.get("Content-Type")) != OCI_INDEX:
+            return NoReferrers(surely=False)
+        return _page(response, parse_index(response.body))
+
     async def close(self) -> None:
         """Ends what runs and closes every connection, those of the authenticator and the transport included."""
         await self._authenticator.close()
@@ -213,6 +240,9 @@ class Upstreams:
         async with await self._get_blob(target, digest, deadline, None) as response:
             return _stream(response, target, digest, None).size
 
+    def _list_request(self, target: Target, kind: str, path: str, query: str, **how: Any) -> Request:
+        return self._request(target, kind, f"{path}?{query}" if query else path, read=_LIST_LIMIT, **how)
+
     def _request(
         self,
         target: Target,
@@ -224,6 +254,7 @@ class Upstreams:
         read: int | None = None,
         follow: bool = True,
         heeded: frozenset[int] = frozenset(),
+        check_redirect: Callable[[URL], None] | None = None,
     ) -> Request:
         destination = self._destination(target.upstream)
         return Request(
@@ -235,6 +266,7 @@ class Upstreams:
             read=read,
             follow=follow,
             heeded=heeded,
+            check_redirect=check_redirect,
         )
 
     def _destination(self, upstream: UpstreamName) -> Destination:
@@ -243,6 +275,21 @@ class Upstreams:
             destination = Destination.of(upstream, self._router.settings(upstream))
             self._destinations.set(upstream, destination)
         return destination
+
+
+def _page(response: Response, items: list[str] | None) -> ListPage:
+    if items is None:
+        raise UpstreamUnavailable(f"{response.asked}: answered with something that is no list", reason="content")
+    return ListPage(items, next_query(response.header_values("Link")))
+
+
+class _Outside(UpstreamUnavailable):
+    """A redirect leads to what is no registry's path."""
+
+
+def _stay_inside(url: URL) -> None:
+    if not url.raw_path.startswith("/v2/"):
+        raise _Outside(f"redirected to a page of {url.authority}", reason="redirect")
 
 
 def _stream(response: Response, target: Target, digest: Digest, byte_range: ByteRange | None) -> BlobStream:
@@ -315,7 +362,7 @@ def _check_registry(response: Response) -> None:
         raise UpstreamUnavailable(f"{response.asked}: answered 404, but not as a registry", reason="redirect")
 
 
-def _fail(response: Response, target: Target, unknown: ManifestUnknown | BlobUnknown) -> NoReturn:
+def _fail(response: Response, target: Target, unknown: Unknown) -> NoReturn:
     """Raises what a status means that is no success."""
     if response.status == 404:
         if "NAME_UNKNOWN" in error_codes(response.body):

@@ -21,8 +21,8 @@ from mirror.memory import Memory
 from mirror.metrics import Metrics
 from mirror.oci.errors import UpstreamUnavailable
 from mirror.routing import Router, Target
-from mirror.transport import Deadline, Transport
-from mirror.upstream import BlobStream, Upstreams
+from mirror.transport import BlobStream, Deadline, Transport
+from mirror.upstream import Upstreams
 
 FAST = Timeouts(
     connect_address=0.15,

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import http_exceptions, web
 
 from mirror.api.responses import malformed_response
 
@@ -17,6 +17,8 @@ Malformed = Callable[[web.BaseRequest, str], None]
 
 _LONGEST = 2**31 - 1
 """Milliseconds that the kernel can count."""
+_LONGEST_FIELD = 32 << 10
+"""Bytes of one header: a Range of 1,024 parts fits. What is longer is a 400."""
 SERVER = "mirror"
 """The Server header; aiohttp's own would tell versions."""
 
@@ -33,7 +35,14 @@ class HttpServer(web.Server):
     """
 
     def __init__(self, answer: Answer, *, malformed: Malformed, stall: float, **options: Any) -> None:
-        super().__init__(answer, handler_cancellation=True, access_log=None, auto_decompress=False, **options)
+        super().__init__(
+            answer,
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
+            max_field_size=_LONGEST_FIELD,
+            **options,
+        )
         self.malformed = malformed
         self.stall = stall
 
@@ -84,9 +93,27 @@ class _Connection(web.RequestHandler):
         """What aiohttp could not read; whatever goes wrong later is answered for by `answer`."""
         if request.writer.output_size > 0:
             raise ConnectionError("part of another answer was sent")
-        reason = (message or str(exc) or type(exc).__name__).strip().partition("\n")[0].rstrip(": ")[:200]
+        reason = _reason(exc, message)
         self._server.malformed(request, reason)
         response = malformed_response(status, reason)
         response.headers["Server"] = SERVER
         response.force_close()
         return response
+
+
+_SAID_WITHOUT_BYTES: tuple[tuple[type[Exception], str], ...] = (
+    (http_exceptions.LineTooLong, "the request's target or one of its headers is too long"),
+    (http_exceptions.InvalidURLError, "the request's target is no URL"),
+    (http_exceptions.InvalidHeader, "a header is not valid"),
+)
+
+
+def _reason(error: BaseException | None, message: str | None) -> str:
+    """What was wrong, without the bytes that were: they may be a credential."""
+    for kind, words in _SAID_WITHOUT_BYTES:
+        if isinstance(error, kind):
+            return words
+    text = message or str(error) or type(error).__name__
+    if isinstance(error, http_exceptions.BadStatusLine) and error.line:
+        text = text.replace(repr(error.line), "").replace(error.line, "")
+    return text.strip().partition("\n")[0].rstrip(": ")[:200]

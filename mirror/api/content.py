@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import structlog
 from aiohttp import web
 
@@ -10,13 +12,16 @@ from mirror.api.exchange import Exchange
 from mirror.api.middleware import Traffic
 from mirror.api.responses import blob_response, etag, manifest_response
 from mirror.api.sender import Sender, cut_short
-from mirror.oci.byte_range import RangeSpec, parse_range
+from mirror.download import Body
+from mirror.oci.byte_range import RangeSet, parse_ranges
 from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError, UpstreamCorrupt
 from mirror.oci.reference import Reference
 from mirror.pull import BlobAnswer, BlobPuller, ManifestPuller
 from mirror.routing import Target
 
+_ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*")')
+"""The opaque part of each tag in a list: If-None-Match compares weakly."""
 _log = structlog.get_logger()
 
 
@@ -35,40 +40,40 @@ class ContentApi:
         """GET or HEAD of a manifest."""
         answer = await self._manifests.get(target, reference, head=request.method == "HEAD")
         exchange.result = answer.source
-        spec = _range(request, answer.digest)
-        return manifest_response(answer, spec, not_modified=_not_modified(request, answer.digest))
+        not_modified = _not_modified(request, answer.digest)
+        ranges = None if not_modified else _ranges(request, answer.digest)
+        return manifest_response(answer, ranges, not_modified=not_modified)
 
     async def blob(
         self, request: web.BaseRequest, target: Target, digest: Digest, exchange: Exchange
     ) -> web.StreamResponse:
         """GET or HEAD of a blob."""
-        spec = _range(request, digest)
         not_modified = _not_modified(request, digest)
         if request.method == "HEAD" or not_modified:  # who has the blob already needs a yes, not its bytes
             answer = await self._blobs.head(target, digest)
             exchange.result = answer.source
-            return blob_response(answer, not_modified=not_modified)
-        answer = await self._blobs.get(target, digest, spec)
+            return blob_response(answer, not_modified=not_modified)[0]
+        answer = await self._blobs.get(target, digest, _ranges(request, digest))
         assert answer.body is not None
         exchange.result = answer.source
         try:
-            return await self._send(request, answer, exchange)
+            return await self._send(request, answer, answer.body, exchange)
         finally:
             await answer.body.close()
 
-    async def _send(self, request: web.BaseRequest, answer: BlobAnswer, exchange: Exchange) -> web.StreamResponse:
-        assert answer.body is not None
-        start = 0 if answer.byte_range is None else answer.byte_range.start
-        end = answer.size if answer.byte_range is None else answer.byte_range.end + 1
+    async def _send(
+        self, request: web.BaseRequest, answer: BlobAnswer, body: Body, exchange: Exchange
+    ) -> web.StreamResponse:
         first = None
-        if start == end:
+        if not answer.size:
             _check_empty(answer.digest)
         elif answer.patience is not None:  # until the first byte is there, there may be an error to answer
-            first = await answer.patience.bound(answer.body.at(start), f"the first byte of {answer.digest}")
-        response = blob_response(answer, not_modified=False)
+            start = answer.parts[0].start if answer.parts else 0
+            first = await answer.patience.bound(body.at(start), f"the first byte of {answer.digest}")
+        response, sections = blob_response(answer, not_modified=False)
         await self._traffic.begin(request, response)
         try:
-            await self._sender.send(request, response, answer.body, start, end, exchange, first=first)
+            await self._sender.send(request, response, body, sections, exchange, first=first)
         except ClientGone:
             raise
         except Exception as error:  # whatever it is: the headers are out, and no other answer may follow them
@@ -85,19 +90,22 @@ def _check_empty(digest: Digest) -> None:
         raise UpstreamCorrupt(f"the upstream says that {digest} is empty, which it is not")
 
 
-def _range(request: web.BaseRequest, digest: Digest) -> RangeSpec | None:
-    """The one range that is asked for. Raises RangeInvalid.
+def _ranges(request: web.BaseRequest, digest: Digest) -> RangeSet | None:
+    """The ranges that are asked for. Raises RangeInvalid.
 
-    It has no meaning on HEAD (RFC 9110 §14.2), nor where it is the rest of something else (If-Range, §13.1.5).
+    They have no meaning on HEAD (RFC 9110 §14.2), nor where they are of something else (If-Range, §13.1.5).
     """
     if request.method != "GET" or request.headers.get("If-Range", etag(digest)) != etag(digest):
         return None
-    return parse_range(request.headers.get("Range"))
+    return parse_ranges(_joined(request, "Range"))
 
 
 def _not_modified(request: web.BaseRequest, digest: Digest) -> bool:
-    header = request.headers.get("If-None-Match")
-    if header is None:
-        return False
-    tags = {tag.strip().removeprefix("W/") for tag in header.split(",")}
-    return "*" in tags or etag(digest) in tags
+    """Whether the client has it already, and said so (RFC 9110 §13.1.2); that goes before any range."""
+    header = _joined(request, "If-None-Match")
+    return header is not None and (header.strip() == "*" or etag(digest) in _ENTITY_TAG.findall(header))
+
+
+def _joined(request: web.BaseRequest, name: str) -> str | None:
+    """All lines of a header as one; where a second line makes no sense, neither does the whole."""
+    return ", ".join(request.headers.getall(name, ())) or None

@@ -19,7 +19,7 @@ class Exchange:
     namespace: str | None = None
     """The `ns=` by which the upstream was chosen, as the client wrote it; answers repeat it as OCI-Namespace."""
     prefix: str = ""
-    """The path under which this client sees us, without a final slash: what stands before `/v2/` in links to us."""
+    """The path under which this client sees us, decoded, without a final slash: links to us have it before `/v2/`."""
     started: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     upstream: str = "none"
     """The configured entry, for metrics."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from aiohttp import web
+from multidict import MultiMapping
 
 from mirror.config.front import Network, parse_base_path
 
@@ -42,17 +42,16 @@ class Proxies:
         self._networks = tuple(networks)
         self._trusts = lru_cache(_REMEMBERED)(self._is_trusted)
 
-    def read(self, request: web.BaseRequest) -> Forwarded:
-        """What is known of the client of `request`. Raises nothing, whatever the headers hold."""
-        peer = request.remote or None
-        if peer is None or not self._networks or not self._trusts(peer):
-            return Forwarded(peer)
-        return Forwarded(self._client(request, peer), _host(request), _prefix(request))
+    def read(self, peer: str | None, headers: MultiMapping[str]) -> Forwarded:
+        """What is known of a client that connects from `peer`. Raises nothing, whatever the headers hold."""
+        if not peer or not self._networks or not self._trusts(peer):
+            return Forwarded(peer or None)
+        return Forwarded(self._client(peer, headers), _host(headers), _prefix(headers))
 
-    def _client(self, request: web.BaseRequest, peer: str) -> str:
+    def _client(self, peer: str, headers: MultiMapping[str]) -> str:
         """The rightmost address that is not a trusted proxy's; what stands left of it, or is no address, is hearsay."""
         client = peer
-        hops = ",".join(request.headers.getall("X-Forwarded-For", ())).rsplit(",", _HOPS)
+        hops = ",".join(headers.getall("X-Forwarded-For", ())).rsplit(",", _HOPS)
         for hop in reversed(hops[-_HOPS:]):
             address = _hop(hop.strip())
             if address is None:
@@ -88,18 +87,18 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
     return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
 
 
-def _host(request: web.BaseRequest) -> str | None:
-    host = _last(request, "X-Forwarded-Host")
+def _host(headers: MultiMapping[str]) -> str | None:
+    host = _last(headers, "X-Forwarded-Host")
     return host if 0 < len(host) <= _LONGEST_HOST else None
 
 
-def _prefix(request: web.BaseRequest) -> str:
+def _prefix(headers: MultiMapping[str]) -> str:
     try:
-        return parse_base_path(_last(request, "X-Forwarded-Prefix"))
+        return parse_base_path(_last(headers, "X-Forwarded-Prefix"))
     except ValueError:
         return ""
 
 
-def _last(request: web.BaseRequest, name: str) -> str:
-    values = request.headers.getall(name, ("",))
+def _last(headers: MultiMapping[str], name: str) -> str:
+    values = headers.getall(name, ("",))
     return values[-1].rpartition(",")[2].strip()

@@ -49,7 +49,8 @@ class Traffic:
         """`handler`, with its errors answered, its answers sent, and what became of them recorded."""
 
         async def observe(request: web.BaseRequest) -> web.StreamResponse:
-            exchange = request[EXCHANGE] = Exchange(_request_id(request), self._proxies.read(request))
+            forwarded = self._proxies.read(request.remote, request.headers)
+            exchange = request[EXCHANGE] = Exchange(_request_id(request), forwarded)
             # Each request has a task, and so a context, of its own: nothing is left behind for the next one.
             structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
             self._active += 1
@@ -89,9 +90,9 @@ class Traffic:
         exchange.first_byte = exchange.elapsed()
 
     def malformed(self, request: web.BaseRequest, reason: str) -> None:
-        """Records what is no request."""
+        """Records what is no request, and so has no headers either that could say whose it is."""
         self._metrics.requests.labels("none", "none", "refused", str(_MALFORMED)).inc()
-        self._log.info("malformed request", client=self._proxies.read(request).client, reason=reason)
+        self._log.info("malformed request", client=request.remote, reason=reason)
 
     async def _answer(self, request: web.BaseRequest, handler: Answer, exchange: Exchange) -> web.StreamResponse:
         try:

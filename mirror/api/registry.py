@@ -6,11 +6,13 @@ from aiohttp import web
 
 from mirror.api.content import ContentApi
 from mirror.api.exchange import EXCHANGE, Exchange
+from mirror.api.listings import ListingsApi
 from mirror.api.responses import version_response
 from mirror.oci.digest import Digest
 from mirror.oci.errors import Unsupported
+from mirror.oci.path import ParsedPath
 from mirror.oci.reference import parse_reference
-from mirror.routing import Asked, Router
+from mirror.routing import Asked, Router, Target
 
 _METHODS = ("GET", "HEAD")
 _ALLOW = ", ".join(_METHODS)
@@ -19,9 +21,10 @@ _ALLOW = ", ".join(_METHODS)
 class RegistryApi:
     """Answers `/v2/…`."""
 
-    def __init__(self, router: Router, content: ContentApi) -> None:
+    def __init__(self, router: Router, content: ContentApi, listings: ListingsApi) -> None:
         self._router = router
         self._content = content
+        self._listings = listings
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Any request. Raises MirrorError, for what is around it to answer, and ClientGone."""
@@ -35,16 +38,25 @@ class RegistryApi:
         chosen = self._router.choose(asked, _host(request, asked, exchange))
         if asked.is_version:
             return version_response()
-        if asked.pull is None or asked.pull.kind not in ("manifest", "blob"):
+        if asked.pull is None:
             raise Unsupported(
-                f"{asked.target.path[:256]!r} is not served here; a pull-through cache has manifests and blobs"
+                f"{asked.target.path[:256]!r} is not served here; there are manifests, blobs, tags and referrers"
             )
         target = self._router.target(asked.pull.name, chosen)
         exchange.upstream = target.upstream.entry
         exchange.repository = str(target)
-        if asked.pull.kind == "manifest":
-            return await self._content.manifest(request, target, parse_reference(asked.pull.reference), exchange)
-        return await self._content.blob(request, target, Digest.parse(asked.pull.reference), exchange)
+        return await self._pull(request, target, asked.pull, exchange)
+
+    async def _pull(
+        self, request: web.BaseRequest, target: Target, pull: ParsedPath, exchange: Exchange
+    ) -> web.StreamResponse:
+        if pull.kind == "tags":
+            return await self._listings.tags(request, target, pull.name, exchange)
+        if pull.kind == "referrers":
+            return await self._listings.referrers(request, target, pull, exchange)
+        if pull.kind == "manifest":
+            return await self._content.manifest(request, target, parse_reference(pull.reference), exchange)
+        return await self._content.blob(request, target, Digest.parse(pull.reference), exchange)
 
 
 def _host(request: web.BaseRequest, asked: Asked, exchange: Exchange) -> str | None:

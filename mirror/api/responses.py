@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import msgspec
 from aiohttp import web
 
-from mirror.oci.byte_range import ByteRange, RangeSpec
+from mirror.api.multipart import Multipart, Section
+from mirror.oci.byte_range import ByteRange, RangeSet
 from mirror.oci.digest import Digest
 from mirror.oci.errors import (
     InvalidRequest,
@@ -42,6 +44,7 @@ _RETRY_AFTER_SECONDS = 5.0
 """What clients are told where the upstream named no time."""
 _RETRIED = (429, 503)
 _JSON = "application/json"
+_BLOB_TYPE = "application/octet-stream"
 
 
 def error_response(error: MirrorError) -> web.Response:
@@ -75,31 +78,45 @@ def version_response() -> web.Response:
     return web.Response(body=b"{}", content_type=_JSON)
 
 
-def manifest_response(answer: ManifestAnswer, spec: RangeSpec | None, *, not_modified: bool) -> web.Response:
-    """A manifest or part of it; for a HEAD the framework leaves the body out. Raises RangeNotSatisfiable."""
+def manifest_response(answer: ManifestAnswer, ranges: RangeSet | None, *, not_modified: bool) -> web.Response:
+    """A manifest or parts of it; for a HEAD the framework leaves the body out.
+
+    Raises RangeNotSatisfiable, RangeInvalid.
+    """
     headers = _headers(answer.digest, answer.media_type, answer.source)
     if not_modified:
         return web.Response(status=304, headers=headers)
     if answer.content is None:
         headers["Content-Length"] = str(answer.size)
         return web.Response(headers=headers)
-    if spec is None:
+    if ranges is None:
         return web.Response(body=answer.content, headers=headers)
-    part = spec.resolve(answer.size)
-    headers["Content-Range"] = part.content_range(answer.size)
-    return web.Response(status=206, body=answer.content[part.start : part.end + 1], headers=headers)
+    parts = ranges.resolve(answer.size)
+    if len(parts) > 1:
+        multipart = Multipart(parts, answer.size, answer.media_type)
+        headers["Content-Type"] = multipart.content_type
+        return web.Response(status=206, body=multipart.body(answer.content), headers=headers)
+    headers["Content-Range"] = parts[0].content_range(answer.size)
+    return web.Response(status=206, body=answer.content[parts[0].start : parts[0].end + 1], headers=headers)
 
 
-def blob_response(answer: BlobAnswer, *, not_modified: bool) -> web.StreamResponse:
-    """The headers of a blob; the sender or nobody sends its body."""
-    headers = _headers(answer.digest, "application/octet-stream", answer.source)
+def blob_response(answer: BlobAnswer, *, not_modified: bool) -> tuple[web.StreamResponse, Iterable[Section]]:
+    """The headers of a blob, and what its body is made of, for the sender."""
+    headers = _headers(answer.digest, _BLOB_TYPE, answer.source)
     if not_modified:
-        return web.Response(status=304, headers=headers)
-    part: ByteRange | None = answer.byte_range
-    headers["Content-Length"] = str(answer.size if part is None else part.length)
-    if part is not None:
-        headers["Content-Range"] = part.content_range(answer.size)
-    return web.StreamResponse(status=200 if part is None else 206, headers=headers)
+        return web.Response(status=304, headers=headers), ()
+    if len(answer.parts) > 1:
+        multipart = Multipart(answer.parts, answer.size, _BLOB_TYPE)
+        headers["Content-Type"] = multipart.content_type
+        headers["Content-Length"] = str(multipart.length)
+        return web.StreamResponse(status=206, headers=headers), multipart.sections()
+    if answer.parts:
+        headers["Content-Length"] = str(answer.parts[0].length)
+        headers["Content-Range"] = answer.parts[0].content_range(answer.size)
+        return web.StreamResponse(status=206, headers=headers), answer.parts
+    headers["Content-Length"] = str(answer.size)
+    sections = (ByteRange(0, answer.size - 1),) if answer.size else ()
+    return web.StreamResponse(headers=headers), sections
 
 
 def etag(digest: Digest) -> str:

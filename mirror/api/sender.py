@@ -17,13 +17,16 @@ import errno
 import os
 import socket
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
 from mirror.api.connections import ClientGone, flushed, taken
 from mirror.api.exchange import Exchange
+from mirror.api.multipart import Section
 from mirror.download import Body, BytesPiece, FilePiece, Piece
+from mirror.oci.byte_range import ByteRange
 from mirror.oci.errors import StorageError
 from mirror.store.files import SharedFile
 from mirror.store.threads import Threads
@@ -65,27 +68,42 @@ class Sender:
         request: web.BaseRequest,
         response: web.StreamResponse,
         body: Body,
-        start: int,
-        end: int,
+        sections: Iterable[Section],
         exchange: Exchange,
         *,
         first: Piece | None = None,
     ) -> None:
-        """Sends bytes `start` up to `end` (excluded) of `body` after the headers, `first` being what stands at `start`.
+        """Sends `sections` after the headers: bytes as they are, ranges from `body`, `first` being what begins those.
 
         `exchange` hears how many bytes went out, as they go. Raises MirrorError where they do not come, ClientGone
         where nobody takes them.
         """
         client = _ClientSocket(request, self._pool, exchange, self._patience)
-        exchange.promised = end - start
+        exchange.promised = response.content_length or 0
         try:
-            offset, piece = start, first
-            while offset < end:
-                piece = piece or await body.at(offset)
-                offset += await self._piece(client, response, body, piece, end - offset, exchange)
-                piece = None
+            for section in sections:
+                if isinstance(section, bytes):
+                    await _bytes(response, memoryview(section), exchange)
+                else:
+                    await self._range(client, response, body, section, exchange, first)
+                    first = None
         finally:
             client.close()
+
+    async def _range(
+        self,
+        client: _ClientSocket,
+        response: web.StreamResponse,
+        body: Body,
+        part: ByteRange,
+        exchange: Exchange,
+        piece: Piece | None,
+    ) -> None:
+        offset = part.start
+        while offset <= part.end:
+            piece = piece or await body.at(offset)
+            offset += await self._piece(client, response, body, piece, part.end + 1 - offset, exchange)
+            piece = None
 
     async def _piece(
         self,

@@ -1,9 +1,10 @@
 """Blobs on their way: one fetch per digest, one writer, any number of readers from byte 0."""
 
-from mirror.download.bodies import Body, BytesPiece, FilePiece, FlightBody, HeldBody, Piece, RangeBody
+from mirror.download.bodies import Body, BytesPiece, FilePiece, FlightBody, HeldBody, Piece
 from mirror.download.download import Download
 from mirror.download.downloads import Downloads
 from mirror.download.fetch import Tools
+from mirror.download.ranges import RangeBody
 from mirror.download.samples import Sample, sample_of_file
 
 __all__ = [

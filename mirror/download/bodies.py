@@ -6,7 +6,6 @@ file and the next from a request of its own.
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -16,20 +15,15 @@ from mirror.download.fetch import Fetch, Tools
 from mirror.download.sources import Sources
 from mirror.download.tracks import WITHHELD, BytesPiece, FilePiece, Piece, SpoolTrack, WindowTrack
 from mirror.oci.digest import Digest, Hasher
-from mirror.oci.errors import UpstreamCorrupt, UpstreamUnavailable
+from mirror.oci.errors import UpstreamCorrupt
 from mirror.routing import Target
 from mirror.store.files import SharedFile
 
-__all__ = ["AloneBody", "Body", "BytesPiece", "FilePiece", "FlightBody", "HeldBody", "Piece", "RangeBody"]
-
-_FIRST_RANGE = 1 << 20
-_LARGEST_RANGE = 8 << 20
-_RANGE_SKIP = 1 << 20
-"""Bytes that are thrown away at most where an upstream answers a range with more."""
+__all__ = ["AloneBody", "Body", "BytesPiece", "FilePiece", "FlightBody", "HeldBody", "Piece"]
 
 
 class Body(Protocol):
-    """A source of pieces; `at` is called with rising offsets, each the end of the last piece."""
+    """A source of pieces; `at` is called with the end of the last piece, or with the start of another wanted part."""
 
     async def at(self, offset: int) -> Piece:
         """The bytes from `offset`, at least one. Raises MirrorError when they will not come."""
@@ -115,6 +109,34 @@ class FlightBody(_Body):
             self._size = await self._download.opened(self._target)
             self._track = self._download.track
         return self._size
+
+    @property
+    def stores(self) -> bool:
+        """Whether what is fetched is being kept, and can be read from anywhere."""
+        return self._download.stores
+
+    def has(self, offset: int) -> bool:
+        """Whether the byte is there, in a file."""
+        track = self._track
+        if not isinstance(track, SpoolTrack) or self._instead is not None or self._failure is not None:
+            return False
+        return offset < track.visible and (track.error is None or self._may_finish(track, offset))
+
+    def reaches(self, offset: int, within: float) -> bool:
+        """As of Download."""
+        return self._download.reaches(offset, within)
+
+    async def reached(self, offset: int) -> bool:
+        """Waits until `has`; False where that will not come to be. Raises why the download failed."""
+        while not self.has(offset):
+            track = self._track
+            if not isinstance(track, SpoolTrack) or track.is_complete or track.frozen is not None:
+                return False
+            if track.error is not None:
+                await self._follow_up()
+            else:
+                await track.news()
+        return True
 
     async def at(self, offset: int) -> Piece:
         await self.opened()
@@ -243,90 +265,3 @@ class AloneBody:
             self._received = -1  # never to be complete
             self._tools.metrics.digest_mismatches.labels(upstream=self._label).inc()
             raise UpstreamCorrupt(f"wrong bytes for {self._fetch.digest}")
-
-
-class RangeBody:
-    """A range of a blob that is not all here: from the download where it gets there soon, else by closed ranges.
-
-    Those are 1 MiB at first, doubling to 8 MiB as the client takes them; their bytes are not verified and not kept.
-    Where the upstream cannot do ranges, `board` gives a place on the download after all, if there is one.
-    """
-
-    def __init__(
-        self,
-        digest: Digest,
-        target: Target,
-        tools: Tools,
-        *,
-        size: int,
-        end: int,
-        flight: FlightBody | None,
-        board: Callable[[], FlightBody | None],
-    ) -> None:
-        self._digest = digest
-        self._target = target
-        self._tools = tools
-        self._size = size
-        self._end = end
-        self._flight = flight
-        self._board = board
-        self._patience: float | None = tools.timeouts.cold_head
-        self._fetch: Fetch | None = None
-        self._length = _FIRST_RANGE
-
-    async def at(self, offset: int) -> Piece:
-        if self._flight is not None:
-            try:
-                async with asyncio.timeout(self._patience):
-                    return await self._flight.at(offset)
-            except TimeoutError:
-                await self._leave_flight()
-        try:
-            return BytesPiece(await self._ask(offset))
-        except UpstreamUnavailable as error:
-            self._flight = self._board() if error.reason == "range" else None
-            if self._flight is None:
-                raise
-        self._patience = None
-        return await self._flight.at(offset)
-
-    def storage_failed(self, error: OSError) -> None:
-        assert self._flight is not None, "nothing else comes from a file"
-        self._flight.storage_failed(error)
-
-    async def close(self) -> None:
-        await self._leave_flight()
-        if self._fetch is not None:
-            await self._fetch.close()
-
-    async def _ask(self, offset: int) -> bytes:
-        """The next bytes of the present range, or of the next one."""
-        while True:
-            chunk = await self._fetch.next() if self._fetch is not None else None
-            if chunk is not None:
-                label = self._target.upstream.entry
-                self._tools.metrics.bypass_bytes.labels(upstream=label, reason="range").inc(len(chunk))
-                return chunk
-            first, self._fetch = self._fetch is None, self._next_fetch(offset)
-            if first:  # what fails now can still be said in a status
-                await self._fetch.open(self._tools.timeouts.cold_head)
-
-    def _next_fetch(self, offset: int) -> Fetch:
-        if offset > self._end:
-            raise UpstreamUnavailable(f"asked for bytes of {self._digest} past the range")
-        stop = min(offset + self._length, self._end + 1)
-        self._length = min(2 * self._length, _LARGEST_RANGE)
-        return Fetch(
-            self._digest,
-            Sources(self._target),
-            self._tools,
-            start=offset,
-            stop=stop,
-            size=self._size,
-            skip_limit=_RANGE_SKIP,
-        )
-
-    async def _leave_flight(self) -> None:
-        flight, self._flight = self._flight, None
-        if flight is not None:
-            await flight.close()

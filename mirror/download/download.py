@@ -107,14 +107,24 @@ class Download:
         """Whether what it fetches is being kept."""
         return isinstance(self.track, SpoolTrack) and self.track.frozen is None
 
-    def rate(self) -> float:
-        """Bytes a second so far."""
+    def reaches(self, offset: int, within: float) -> bool:
+        """Whether the bytes before `offset` are here, and kept, or expected within so many seconds.
+
+        A young download has no rate yet, and counts as fast.
+        """
+        if self.track is None or self._attempt is None or not self.stores:
+            return False
         age = asyncio.get_running_loop().time() - self.started
-        if self.track is None or self._attempt is None or age <= 0:
-            return 0.0
-        return (self.track.written - self._attempt.began_at) / age
+        if age < within / 3:
+            return True
+        rate = (self.track.written - self._attempt.began_at) / age
+        return self.track.written + rate * within >= offset
 
     # Its audience.
+
+    def keep_on(self) -> None:
+        """It will be finished even if everybody leaves: someone took a part, and is likely to come for others."""
+        self._background = True
 
     def attach(self) -> None:
         """One more reader."""

@@ -19,8 +19,8 @@ from mirror.oci.byte_range import ByteRange
 from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError, Unknown, UpstreamRefused, UpstreamUnavailable
 from mirror.routing import Target
-from mirror.transport import Deadline
-from mirror.upstream import BlobStream, Upstreams
+from mirror.transport import BlobStream, Deadline
+from mirror.upstream import Upstreams
 
 _PROGRESS = 64 << 10
 """Bytes that count as progress, so that an upstream cannot keep us busy byte by byte."""

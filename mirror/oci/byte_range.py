@@ -9,9 +9,12 @@ from mirror.oci.errors import RangeInvalid, RangeNotSatisfiable
 
 _SPEC = re.compile(r"(\d*)-(\d*)", re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII | re.IGNORECASE)
+_WHITESPACE = " \t"
 _DIGITS = 19
 _FAR = 10**_DIGITS
 """Stands for every number with more digits: past the end of anything."""
+MOST_RANGES = 1024
+"""Of one request. containers/image asks for as many, and for fewer after a 400."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +46,38 @@ class RangeSpec:
     first: int | None
     last: int | None
 
-    @property
-    def needs_size(self) -> bool:
-        """Whether only the length tells where it starts (a suffix)."""
-        return self.first is None
-
-    def resolve(self, size: int) -> ByteRange:
-        """The bytes it means of `size`; the end is clamped. Raises RangeNotSatisfiable."""
+    def within(self, size: int) -> ByteRange | None:
+        """The bytes it means of `size`; the end is clamped. None where it starts past the end."""
         if self.first is None:
             assert self.last is not None
-            if self.last == 0 or size == 0:
-                raise RangeNotSatisfiable(size)
-            return ByteRange(max(0, size - self.last), size - 1)
+            return ByteRange(max(0, size - self.last), size - 1) if self.last and size else None
         if self.first >= size:
-            raise RangeNotSatisfiable(size)
+            return None
         return ByteRange(self.first, size - 1 if self.last is None else min(self.last, size - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class RangeSet:
+    """What one request asks for, in its own order: never sorted, never merged, since clients count the parts."""
+
+    specs: tuple[RangeSpec, ...]
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether it asks for everything from some byte on: to go on after a break, or to take a blob by turns."""
+        return len(self.specs) == 1 and self.specs[0].first is not None and self.specs[0].last is None
+
+    def resolve(self, size: int) -> tuple[ByteRange, ...]:
+        """The bytes they mean of `size`, without those past its end.
+
+        Raises RangeNotSatisfiable where all are, RangeInvalid where several ask for more than there is: they overlap.
+        """
+        parts = tuple(part for part in (spec.within(size) for spec in self.specs) if part is not None)
+        if not parts:
+            raise RangeNotSatisfiable(size)
+        if sum(part.length for part in parts) > size:
+            raise RangeInvalid(f"the ranges together ask for more than the {size} bytes that there are")
+        return parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +89,24 @@ class ContentRange:
     size: int | None
 
 
-def parse_range(header: str | None) -> RangeSpec | None:
-    """Reads a Range header with one range.
+def parse_ranges(header: str | None) -> RangeSet | None:
+    """Reads a Range header.
 
     Returns None where RFC 9110 has the header ignored: absent, another unit, malformed, or last before first.
-    Raises RangeInvalid for several ranges.
+    Raises RangeInvalid for more than MOST_RANGES.
     """
     if header is None:
         return None
     unit, equals, value = header.partition("=")
     if not equals or unit.strip().lower() != "bytes":
         return None
-    specs = [part.strip() for part in value.split(",") if part.strip()]
-    parsed = [_parse_spec(spec) for spec in specs]
-    if not parsed or None in parsed:
+    texts = [text for part in value.split(",") if (text := part.strip(_WHITESPACE))]
+    specs = tuple(spec for spec in map(_parse_spec, texts) if spec is not None)
+    if not specs or len(specs) < len(texts):
         return None
-    if len(parsed) > 1:
-        raise RangeInvalid("several ranges in one request are not served; ask for one at a time")
-    return parsed[0]
+    if len(specs) > MOST_RANGES:
+        raise RangeInvalid(f"{len(specs)} ranges in one request; at most {MOST_RANGES} are served")
+    return RangeSet(specs)
 
 
 def parse_content_range(header: str | None) -> ContentRange | None:

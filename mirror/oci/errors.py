@@ -9,6 +9,7 @@
     │   └── Unsupported           404/405 UNSUPPORTED
     ├── Unknown                   the upstream said that there is no such thing
     │   ├── NameUnknown           404 NAME_UNKNOWN
+    │   ├── TagsUnknown           404 NAME_UNKNOWN: no list of tags, which says nothing of the repository
     │   ├── ManifestUnknown       404 MANIFEST_UNKNOWN
     │   └── BlobUnknown           404 BLOB_UNKNOWN
     ├── UpstreamRefused           the upstream said no, or we may not ask it: 403 DENIED
@@ -83,6 +84,12 @@ class Unknown(MirrorError):
 
 class NameUnknown(Unknown):
     """No such repository at the upstream."""
+
+    code = "NAME_UNKNOWN"
+
+
+class TagsUnknown(Unknown):
+    """No list of tags under this name; whether there is such a repository was not said."""
 
     code = "NAME_UNKNOWN"
 

@@ -33,6 +33,11 @@ def parse_repository(name: str) -> str:
     return name
 
 
+def is_tag(text: str) -> bool:
+    """Whether `text` could be a tag."""
+    return _TAG.fullmatch(text) is not None
+
+
 def parse_reference(text: str) -> Reference:
     """Reads a tag or a digest.
 
@@ -41,6 +46,6 @@ def parse_reference(text: str) -> Reference:
     """
     if ":" in text:
         return Digest.parse(text)
-    if _TAG.fullmatch(text) is None:
+    if not is_tag(text):
         raise ManifestUnknown(f"not a tag: {text[:160]!r}")
     return Tag(text)

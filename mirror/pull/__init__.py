@@ -3,17 +3,24 @@
 from mirror.pull.answers import BlobAnswer, ManifestAnswer, Source
 from mirror.pull.asking import ManifestAsker
 from mirror.pull.blobs import BlobPuller
+from mirror.pull.lists import Following, Lists
 from mirror.pull.manifests import ManifestPuller
 from mirror.pull.permission import Permissions
+from mirror.pull.referrers import ReferrersPuller
 from mirror.pull.renewals import Renewals
+from mirror.pull.tags import TagsPuller
 
 __all__ = [
     "BlobAnswer",
     "BlobPuller",
+    "Following",
+    "Lists",
     "ManifestAnswer",
     "ManifestAsker",
     "ManifestPuller",
     "Permissions",
+    "ReferrersPuller",
     "Renewals",
     "Source",
+    "TagsPuller",
 ]

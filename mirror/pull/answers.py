@@ -35,14 +35,14 @@ class ManifestAnswer:
 
 @dataclass(frozen=True, slots=True)
 class BlobAnswer:
-    """A blob of `size` bytes, or the part `byte_range` of it. Whoever gets it closes `body` (None for a HEAD).
+    """A blob of `size` bytes, or `parts` of it, if there are any. Whoever gets it closes `body` (None for a HEAD).
 
     `patience`: how long the headers may wait for the first byte; None where they need not, since it is known to come.
     """
 
     digest: Digest
     size: int
-    byte_range: ByteRange | None
+    parts: tuple[ByteRange, ...]
     body: Body | None
     source: Source
     patience: Deadline | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from mirror.cache import Cache, HeldManifest, LinkRecord, Question
+from mirror.cache import Cache, HeldManifest, Question
 from mirror.config.names import HUB
 from mirror.memory import Bounded
 from mirror.metrics import Metrics
@@ -17,6 +17,7 @@ from mirror.oci.manifest import MANIFEST_LIMIT, media_type_of, parse_manifest, s
 from mirror.oci.reference import Reference, Tag
 from mirror.pull.answers import ManifestAnswer, Source
 from mirror.routing import Target
+from mirror.store.shapes import LinkRecord
 from mirror.transport import Deadline
 from mirror.upstream import ManifestBody, ManifestHead, Upstreams
 

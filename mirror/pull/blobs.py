@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from mirror.cache import Cache, Question
 from mirror.config import Timeouts
 from mirror.download import Body, Download, Downloads, FlightBody, HeldBody, RangeBody
 from mirror.metrics import Metrics
-from mirror.oci.byte_range import RangeSpec
+from mirror.oci.byte_range import ByteRange, RangeSet
 from mirror.oci.digest import Digest
 from mirror.oci.errors import StorageError
 from mirror.pull.answers import BlobAnswer, Source
@@ -37,26 +36,26 @@ class BlobPuller:
         Raises BlobUnknown, UpstreamRefused, UpstreamUnavailable.
         """
         size, source = await self._permissions.size(target, digest, Deadline.after(self._timeouts.cold_head))
-        return BlobAnswer(digest, size, None, None, source)
+        return BlobAnswer(digest, size, (), None, source)
 
-    async def get(self, target: Target, digest: Digest, spec: RangeSpec | None) -> BlobAnswer:
-        """The blob or a range of it. The caller closes the answer's body.
+    async def get(self, target: Target, digest: Digest, ranges: RangeSet | None) -> BlobAnswer:
+        """The blob or parts of it. The caller closes the answer's body.
 
-        Raises BlobUnknown, UpstreamRefused, UpstreamUnavailable, RangeNotSatisfiable.
+        Raises BlobUnknown, UpstreamRefused, UpstreamUnavailable, RangeNotSatisfiable, RangeInvalid.
         """
         first_byte = Deadline.after(self._timeouts.first_byte)
         file = await self._open(digest)
         if file is not None:
             try:
-                return await self._from_file(target, digest, spec, file, first_byte)
+                return await self._from_file(target, digest, ranges, file, first_byte)
             except Unprovable:
                 pass  # fetched from there, whole: that proves it
-        deadline = first_byte if spec is None else min(first_byte, Deadline.after(self._timeouts.cold_head))
-        boarding = self._board(target, digest, deadline, background=spec is not None)
+        deadline = first_byte if ranges is None else min(first_byte, Deadline.after(self._timeouts.cold_head))
+        boarding = self._board(target, digest, deadline, background=ranges is not None)
         flight = await deadline.bound(boarding, f"{target}@{digest}")
-        if spec is None:
-            return BlobAnswer(digest, flight.size, None, flight.body, flight.source, deadline)
-        return await self._range(target, flight, spec, deadline)
+        if ranges is None:
+            return BlobAnswer(digest, flight.size, (), flight.body, flight.source, deadline)
+        return await self._parts(target, flight, ranges, deadline)
 
     # Held.
 
@@ -68,19 +67,25 @@ class BlobPuller:
             return None
 
     async def _from_file(
-        self, target: Target, digest: Digest, spec: RangeSpec | None, file: SharedFile, deadline: Deadline
+        self, target: Target, digest: Digest, ranges: RangeSet | None, file: SharedFile, deadline: Deadline
     ) -> BlobAnswer:
+        parts: tuple[ByteRange, ...] = ()
+
         async def detour(error: OSError) -> Body:
             await self._cache.drop_blob(digest)
+            if parts and parts[0].length < file.size:
+                self._cache.trouble.note("blobs", error)
+                return RangeBody(digest, target, self._downloads.tools, size=file.size, parts=parts)
             return await self._downloads.detour(digest, target, error)
 
         try:
             source = await self._permissions.held(target, digest, file, deadline)
-            byte_range = spec.resolve(file.size) if spec is not None else None
+            if ranges is not None:
+                parts = ranges.resolve(file.size)
         except BaseException:
             file.release()
             raise
-        return BlobAnswer(digest, file.size, byte_range, HeldBody(file, detour), source)
+        return BlobAnswer(digest, file.size, parts, HeldBody(file, detour), source)
 
     # On its way.
 
@@ -98,6 +103,8 @@ class BlobPuller:
             source = Source.JOINED
             download.sources.add(target)
             self._metrics.download_joins.labels(upstream=target.upstream.entry).inc()
+            if background:
+                download.keep_on()
         body = self._downloads.read(download, target)
         try:
             size = await body.opened()
@@ -112,44 +119,31 @@ class BlobPuller:
         """Whether the download itself is the permission: the bytes come from this repository, not refused since."""
         return shown is not None and shown.target == target and await self._cache.still_counts(shown)
 
-    # Ranges of what is not held.
+    # Parts of what is not held.
 
-    async def _range(self, target: Target, flight: _Flight, spec: RangeSpec, deadline: Deadline) -> BlobAnswer:
+    async def _parts(self, target: Target, flight: _Flight, ranges: RangeSet, deadline: Deadline) -> BlobAnswer:
+        digest, size = flight.download.digest, flight.size
         try:
-            byte_range = spec.resolve(flight.size)
-            soon = self._soon(flight, byte_range.start)
+            parts = ranges.resolve(size)
+            cold = flight.source is Source.MISS and parts[0].start > 0  # its own request is the faster answer
+            body = RangeBody(
+                digest,
+                target,
+                self._downloads.tools,
+                size=size,
+                parts=parts,
+                flight=flight.body,
+                board=lambda: self._downloads.rejoin(flight.download, target),
+                waits=not cold,
+                patient=ranges.is_rest,
+            )
         except BaseException:
             await flight.body.close()
             raise
-        digest, size, patience = flight.download.digest, flight.size, None if soon else deadline
-        if byte_range.length == size:  # all of it, in the words of a range: as verified as any whole blob
-            return BlobAnswer(digest, size, byte_range, flight.body, flight.source, patience)
-        if not soon:
-            await flight.body.close()
-        body = RangeBody(
-            digest,
-            target,
-            self._downloads.tools,
-            size=size,
-            end=byte_range.end,
-            flight=flight.body if soon else None,
-            board=lambda: self._downloads.rejoin(flight.download, target),
-        )
-        source = flight.source if soon else Source.BYPASS
-        return BlobAnswer(digest, size, byte_range, body, source, patience)
-
-    def _soon(self, flight: _Flight, offset: int) -> bool:
-        """Whether the download gets to `offset` within `cold_head`; a young one has no rate yet, and counts as fast."""
-        download, track = flight.download, flight.download.track
-        if track is None or not download.stores:
-            return False
-        if offset < track.visible:
-            return True
-        if flight.source is Source.MISS and offset > 0:
-            return False  # cold, and not from the start: its own request is the faster answer
-        age = asyncio.get_running_loop().time() - download.started
-        soon = self._timeouts.cold_head
-        return age < soon / 3 or track.written + download.rate() * soon >= offset
+        patience = None if body.soon else deadline
+        if parts[0].length == size:  # all of it, in the words of a range: as verified as any whole blob
+            return BlobAnswer(digest, size, parts, flight.body, flight.source, patience)
+        return BlobAnswer(digest, size, parts, body, flight.source if body.soon else Source.BYPASS, patience)
 
 
 @dataclass(frozen=True, slots=True)

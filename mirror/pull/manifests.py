@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import structlog
 
-from mirror.cache import Cache, LinkRecord, TagRecord
+from mirror.cache import Cache
 from mirror.config import Timeouts
 from mirror.metrics import Metrics
 from mirror.oci.digest import Digest
@@ -18,6 +18,7 @@ from mirror.pull.asking import ManifestAsker
 from mirror.pull.renewals import Renewals
 from mirror.routing import Router, Target
 from mirror.singleflight import SingleFlight
+from mirror.store.shapes import LinkRecord, TagRecord
 from mirror.transport import Deadline
 
 _log = structlog.get_logger()

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from mirror.cache import Cache, LinkRecord
+from mirror.cache import Cache
 from mirror.download import Sample, sample_of_file
 from mirror.memory import Bounded
 from mirror.metrics import Metrics
@@ -18,8 +18,9 @@ from mirror.pull.renewals import Renewals
 from mirror.routing import Target
 from mirror.singleflight import SingleFlight
 from mirror.store.files import SharedFile
-from mirror.transport import Deadline
-from mirror.upstream import BlobStream, Upstreams
+from mirror.store.shapes import LinkRecord
+from mirror.transport import BlobStream, Deadline
+from mirror.upstream import Upstreams
 
 _MOST_SKIPPED = 1 << 20
 """Bytes that are read to get at those to compare, where an upstream ignores ranges."""

@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from mirror.cache import Cache, Kind, LinkRecord
+from mirror.cache import Cache, Kind
 from mirror.memory import Bounded
 from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError
 from mirror.routing import Router, Target
 from mirror.singleflight import SingleFlight
+from mirror.store.shapes import LinkRecord
 from mirror.transport import Deadline
 
 _REST_SECONDS = 60.0

@@ -22,9 +22,10 @@ class TypedRecords:
     A change counts from the moment it is asked for, before the disk has heard of it.
     """
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, memory: Memory | None = None) -> None:
+        """`memory` holds the copies, and records without a value in place of those that were deleted."""
         self._records = records
-        self._memory = Memory()
+        self._memory = memory or Memory()
         self._changes = 0
 
     async def get(self, key: Key, shape: type[R]) -> R | None:

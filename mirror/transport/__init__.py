@@ -4,5 +4,6 @@ from mirror.transport.client import Transport
 from mirror.transport.deadline import Deadline
 from mirror.transport.request import Destination, Request
 from mirror.transport.response import VIA, Response
+from mirror.transport.stream import BlobStream
 
-__all__ = ["VIA", "Deadline", "Destination", "Request", "Response", "Transport"]
+__all__ = ["VIA", "BlobStream", "Deadline", "Destination", "Request", "Response", "Transport"]

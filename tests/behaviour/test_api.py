@@ -290,13 +290,6 @@ async def test_what_is_no_range_gets_the_whole(mirror: RunningMirror, image: Ima
         assert "Content-Range" not in blob.headers
 
 
-async def test_several_ranges_are_a_400(mirror: RunningMirror, layer: Blob) -> None:
-    """Until multi-range is served: clients then ask one by one. Never a merged 206, never a 416."""
-    reply = await mirror.blob("demo", layer.digest, Range="bytes=0-1,5-6")
-
-    assert (reply.status, reply.code) == (400, "UNSUPPORTED")
-
-
 async def test_a_range_has_no_meaning_on_head(mirror: RunningMirror, layer: Blob) -> None:
     """RFC 9110 §14.2; also where it could not be satisfied."""
     for header in ("bytes=0-5", "bytes=999999-", "bytes=0-1,5-6"):

@@ -116,13 +116,15 @@ async def test_hosts_of_a_pattern_are_upstreams_of_their_own(start_mirror: Start
         upstreams={"docker.io": upstream, PATTERN: UpstreamSettings()}, wiring={"resolver": names}
     )
 
-    for host in ("a.pattern.test", "b.pattern.test"):
-        reply = await mirror.get(f"/v2/{host}/demo/manifests/1")
+    for way in ("/v2/a.pattern.test/demo/{}", "/v2/demo/{}?ns=b.pattern.test", "/c.pattern.test/v2/demo/{}"):
+        reply = await mirror.get(way.format("manifests/1"))
         assert (reply.status, reply.code) == (503, "UNAVAILABLE")
     assert (await mirror.get("/v2/a.b.pattern.test/demo/manifests/1")).status == 403
+    assert (await mirror.get("/v2/demo/manifests/1?ns=pattern.test")).status == 403
+    assert (await mirror.get("/a.b.pattern.test/v2/demo/manifests/1")).status == 404
 
-    assert set(names.asked) == {"a.pattern.test", "b.pattern.test"}
-    assert mirror.metric("mirror_requests_total", upstream=PATTERN) == 2
+    assert set(names.asked) == {"a.pattern.test", "b.pattern.test", "c.pattern.test"}
+    assert mirror.metric("mirror_requests_total", upstream=PATTERN) == 3
     assert mirror.metric("mirror_requests_total", upstream="a.pattern.test") == 0
 
 
@@ -183,10 +185,85 @@ async def test_a_refused_request_leaves_no_label_behind(mirror: RunningMirror) -
     assert mirror.metric("mirror_requests_total", upstream="none") == 20
 
 
-async def test_the_namespace_that_was_used_is_repeated(mirror: RunningMirror, image: Image) -> None:
-    """Answers to a request with a valid `ns` say so in OCI-Namespace; others do not have that header."""
-    reply = await mirror.get(f"/v2/demo/manifests/{image.digest}?ns=docker.io")
-    assert reply.headers["OCI-Namespace"] == "docker.io"
-    assert (await mirror.get("/v2/demo/manifests/absent?ns=docker.io")).headers["OCI-Namespace"] == "docker.io"
-    assert "OCI-Namespace" not in (await mirror.get("/v2/demo/manifests/1")).headers
-    assert "OCI-Namespace" not in (await mirror.get("/v2/demo/manifests/1?ns=evil.test")).headers
+ANYTHING = [
+    "/v2/",
+    "/v2",
+    "/v2/_catalog",
+    "/v2/demo/nothing",
+    "/v2/demo/manifests/1",
+    "/v2/demo/tags/list",
+    "/elsewhere",
+]
+
+
+async def test_an_ns_is_validated_on_every_path(mirror: RunningMirror, upstream: FakeRegistry, image: Image) -> None:
+    """Whoever may not be asked is refused at the ping already, where clients choose the next mirror."""
+    for path in ANYTHING:
+        for method in ("GET", "HEAD"):
+            refused = await mirror.get(f"{path}?ns=evil.test", method=method)
+            assert refused.status == 403, path
+            assert method == "HEAD" or refused.code == "DENIED"
+            invalid = await mirror.get(f"{path}?ns=docker.io/x", method=method)
+            assert invalid.status == 400, path
+            assert method == "HEAD" or invalid.code == "NAME_INVALID"
+            assert "OCI-Namespace" not in [*refused.headers, *invalid.headers]
+    assert upstream.requests == []
+
+
+async def test_an_ns_may_be_said_twice_but_not_differently(
+    mirror: RunningMirror, image: Image, corp: FakeRegistry
+) -> None:
+    """Two that mean one registry are one; two that do not are a mistake, not a choice."""
+    for twice in ("ns=docker.io&ns=docker.io", "ns=docker.io&ns=index.docker.io", "ns=docker.io&n=1&ns=DOCKER.io"):
+        reply = await mirror.get(f"/v2/demo/manifests/1?{twice}")
+        assert reply.body == image.manifest.content
+        assert reply.headers.getall("OCI-Namespace") == ["docker.io"]
+    for differing in ("ns=docker.io&ns=registry.corp:5000", "ns=docker.io&ns=evil.test", "ns=docker.io&ns="):
+        for path in ("/v2/", "/v2/demo/manifests/1"):
+            reply = await mirror.get(f"{path}?{differing}")
+            assert (reply.status, reply.code) == (400, "NAME_INVALID"), differing
+
+    assert corp.requests == []
+
+
+async def test_the_namespace_that_was_used_is_repeated(
+    mirror: RunningMirror, image: Image, corp: FakeRegistry, ours: Image
+) -> None:
+    """Every answer to a request with a valid ns= says so in OCI-Namespace, as it was written, whatever the answer."""
+    digest, config = image.digest, image.config.digest
+    asked: list[tuple[int, str, dict[str, str]]] = [
+        (200, "/v2/", {}),
+        (200, f"/v2/demo/manifests/{digest}", {}),
+        (200, f"/v2/demo/manifests/{digest}", {"method": "HEAD"}),
+        (200, f"/v2/docker.io/library/demo/blobs/{config}", {}),
+        (200, f"/docker.io/v2/library/demo/blobs/{config}", {}),
+        (206, f"/v2/demo/blobs/{config}", {"Range": "bytes=0-1"}),
+        (416, f"/v2/demo/blobs/{config}", {"Range": "bytes=999999-"}),
+        (304, f"/v2/demo/blobs/{config}", {"If_None_Match": f'"{config}"'}),
+        (404, "/v2/demo/manifests/absent", {}),
+        (404, "/v2/_catalog", {}),
+        (404, "/elsewhere", {}),
+        (404, "/registry.corp:5000/v2/demo/manifests/1", {}),
+        (400, "/v2/demo/blobs/sha256:0", {}),
+        (400, "/v2/DEMO/manifests/1", {}),
+        (405, "/v2/demo/manifests/1", {"method": "PUT"}),
+        (405, "/v2/", {"method": "POST"}),
+    ]
+    for written in ("docker.io", "Index.Docker.io"):
+        for status, path, options in asked:
+            reply = await mirror.get(f"{path}?ns={written}", **options)
+            assert (reply.status, reply.headers.get("OCI-Namespace")) == (status, written), path
+    assert (await mirror.get("/v2/?ns=registry.corp%3A5000")).headers["OCI-Namespace"] == "registry.corp:5000"
+    corp.refuse_connections()
+    reply = await mirror.get("/v2/demo/manifests/1?ns=registry.corp:5000")
+    assert (reply.status, reply.headers["OCI-Namespace"]) == (503, "registry.corp:5000")
+
+
+async def test_no_namespace_is_repeated_to_who_named_none(mirror: RunningMirror, image: Image) -> None:
+    """Nor is one that clients could have made up, or used to write our headers."""
+    for path in ("/v2/", "/v2/demo/manifests/1", "/v2/docker.io/library/demo/manifests/1", "/docker.io/v2/"):
+        assert "OCI-Namespace" not in (await mirror.get(path)).headers
+    for ns in ("evil.test", "docker.io%0d%0aSet-Cookie:a=b", "docker.io&ns=evil.test", ""):
+        headers = (await mirror.get(f"/v2/demo/manifests/1?ns={ns}")).headers
+        assert "OCI-Namespace" not in headers
+        assert "Set-Cookie" not in headers

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mirror.oci.byte_range import ByteRange, ContentRange, RangeSpec, parse_content_range, parse_range
+from mirror.oci.byte_range import (
+    MOST_RANGES,
+    ByteRange,
+    ContentRange,
+    RangeSet,
+    RangeSpec,
+    parse_content_range,
+    parse_ranges,
+)
 from mirror.oci.errors import MirrorError, RangeInvalid, RangeNotSatisfiable
 
 SIZES = st.integers(0, 1 << 62)
@@ -29,7 +37,7 @@ SIZES = st.integers(0, 1 << 62)
 )
 def test_one_range_is_read(header: str, spec: RangeSpec) -> None:
     """Closed, open and suffix, with the white space and empty list elements that the RFC allows."""
-    assert parse_range(header) == spec
+    assert parse_ranges(header) == RangeSet((spec,))
 
 
 @pytest.mark.parametrize(
@@ -56,14 +64,61 @@ def test_one_range_is_read(header: str, spec: RangeSpec) -> None:
 )
 def test_what_is_no_range_is_ignored(header: str | None) -> None:
     """Other units, malformed ones and those that end before they start get the whole, not an error."""
-    assert parse_range(header) is None
+    assert parse_ranges(header) is None
 
 
-@pytest.mark.parametrize("header", ["bytes=0-1,3-4", "bytes=0-,-5", "bytes=0-1, 0-1, 0-1"])
-def test_several_ranges_are_refused(header: str) -> None:
-    """They are well formed, so ignoring them or merging them would be wrong; 400 makes clients ask one by one."""
+def test_several_ranges_keep_their_order() -> None:
+    """As they were asked for: unsorted, repeated, overlapping, with white space and empty elements between them."""
+    ranges = parse_ranges("bytes=8-9, 0-3,,\t2-2 ,-1,15-")
+    specs = (RangeSpec(8, 9), RangeSpec(0, 3), RangeSpec(2, 2), RangeSpec(None, 1), RangeSpec(15, None))
+    parts = (ByteRange(8, 9), ByteRange(0, 3), ByteRange(2, 2), ByteRange(23, 23), ByteRange(15, 23))
+
+    assert ranges == RangeSet(specs)
+    assert ranges.resolve(24) == parts
+
+
+def test_so_many_ranges_are_read_and_no_more() -> None:
+    """Clients ask for fewer after the error."""
+    most = ",".join(f"{2 * number}-{2 * number}" for number in range(MOST_RANGES))
+
+    ranges = parse_ranges(f"bytes={most}")
+    assert ranges is not None
+    assert len(ranges.resolve(5000)) == MOST_RANGES
     with pytest.raises(RangeInvalid):
-        parse_range(header)
+        parse_ranges(f"bytes={most},4000-4000")
+
+
+def test_parts_past_the_end_are_left_out() -> None:
+    """As long as one is inside; its end may still be beyond."""
+    ranges = RangeSet((RangeSpec(10, 12), RangeSpec(8, 90), RangeSpec(None, 0), RangeSpec(0, 0)))
+
+    assert ranges.resolve(10) == (ByteRange(8, 9), ByteRange(0, 0))
+    with pytest.raises(RangeNotSatisfiable) as caught:
+        RangeSet((RangeSpec(10, None), RangeSpec(11, 12))).resolve(10)
+    assert caught.value.size == 10
+
+
+@pytest.mark.parametrize("header", ["bytes=0-,0-", "bytes=0-9,9-9", "bytes=-6,0-4", "bytes=0-3,0-3,0-3"])
+def test_ranges_do_not_add_up_to_more_than_there_is(header: str) -> None:
+    """A short request could cost any number of copies otherwise; overlaps alone are no offence."""
+    ranges = parse_ranges(header)
+    assert ranges is not None
+
+    with pytest.raises(RangeInvalid):
+        ranges.resolve(10)
+    if header != "bytes=0-,0-":
+        assert len(ranges.resolve(12)) == len(ranges.specs)
+
+
+@pytest.mark.parametrize(
+    ("header", "rest"), [("5-", True), ("0-", True), ("5-9", False), ("-5", False), ("5-,0-1", False)]
+)
+def test_the_rest_is_told_from_a_part(header: str, rest: bool) -> None:
+    """Only who leaves the end open wants everything up to it."""
+    ranges = parse_ranges(f"bytes={header}")
+
+    assert ranges is not None
+    assert ranges.is_rest is rest
 
 
 @pytest.mark.parametrize(
@@ -79,7 +134,7 @@ def test_several_ranges_are_refused(header: str) -> None:
 )
 def test_a_range_means_bytes(spec: RangeSpec, size: int, part: ByteRange) -> None:
     """Ends past the end are clamped; a suffix longer than the thing is the thing."""
-    assert spec.resolve(size) == part
+    assert spec.within(size) == part
 
 
 @pytest.mark.parametrize(
@@ -94,8 +149,9 @@ def test_a_range_means_bytes(spec: RangeSpec, size: int, part: ByteRange) -> Non
 )
 def test_a_start_past_the_end_cannot_be_satisfied(spec: RangeSpec, size: int) -> None:
     """The error knows the size, for `bytes */size`."""
+    assert spec.within(size) is None
     with pytest.raises(RangeNotSatisfiable) as caught:
-        spec.resolve(size)
+        RangeSet((spec,)).resolve(size)
 
     assert caught.value.size == size
 
@@ -105,13 +161,11 @@ def test_numbers_of_any_length_are_numbers(digits: int) -> None:
     """An end past every end is clamped as any other, and a start out there is past the end: never an error of ours."""
     far = "9" * digits
 
-    spec = parse_range(f"bytes=0-{far}")
-    assert spec is not None
-    assert spec.resolve(10) == ByteRange(0, 9)
-    suffix = parse_range(f"bytes=-{far}")
-    assert suffix is not None
-    assert suffix.resolve(10) == ByteRange(0, 9)
-    beyond = parse_range(f"bytes={far}-")
+    for header in (f"bytes=0-{far}", f"bytes=-{far}"):
+        ranges = parse_ranges(header)
+        assert ranges is not None
+        assert ranges.resolve(10) == (ByteRange(0, 9),)
+    beyond = parse_ranges(f"bytes={far}-")
     assert beyond is not None
     with pytest.raises(RangeNotSatisfiable):
         beyond.resolve(10)
@@ -123,27 +177,43 @@ def test_a_closed_range_means_the_same_to_everyone(first: int, length: int, size
     assume(first < size)
     asked = ByteRange(first, first + length)
 
-    spec = parse_range(asked.header)
-    assert spec is not None
-    part = spec.resolve(size)
+    ranges = parse_ranges(asked.header)
+    assert ranges is not None
+    (part,) = ranges.resolve(size)
 
     assert (part.start, part.end) == (first, min(first + length, size - 1))
     assert parse_content_range(part.content_range(size)) == ContentRange(part.start, part.end, size)
     assert part.length == len(range(size)[first : first + length + 1])
 
 
-@given(st.one_of(st.text(), st.text("0123456789-, ").map("bytes={}".format)), SIZES)
-def test_any_header_is_a_range_or_ignored_or_refused(header: str, size: int) -> None:
+@given(st.one_of(st.text(), st.text("0123456789-, \t").map("bytes={}".format)), SIZES)
+def test_any_header_is_ranges_or_ignored_or_refused(header: str, size: int) -> None:
     """Nothing but our own errors leaves, and every range that does is inside."""
     try:
-        spec = parse_range(header)
-        part = spec.resolve(size) if spec is not None else None
+        ranges = parse_ranges(header)
+        parts = ranges.resolve(size) if ranges is not None else ()
     except MirrorError:
         return
-    if part is not None:
-        assert 0 <= part.start <= part.end < size
-        assert spec is not None
-        assert spec.needs_size == (spec.first is None)
+    assert all(0 <= part.start <= part.end < size for part in parts)
+    assert sum(part.length for part in parts) <= size
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=20), st.integers(1, 99))
+def test_parts_are_those_that_were_asked_for(pairs: list[tuple[int, int]], size: int) -> None:
+    """One for each that begins inside, in order, each the bytes that a slice would give."""
+    wanted = [(min(pair), max(pair)) for pair in pairs]
+    ranges = parse_ranges("bytes=" + ",".join(f"{first}-{last}" for first, last in wanted))
+    assert ranges is not None
+    expected = [range(size)[first : last + 1] for first, last in wanted if first < size]
+
+    if not expected:
+        with pytest.raises(RangeNotSatisfiable):
+            ranges.resolve(size)
+    elif sum(map(len, expected)) > size:
+        with pytest.raises(RangeInvalid):
+            ranges.resolve(size)
+    else:
+        assert [range(part.start, part.end + 1) for part in ranges.resolve(size)] == expected
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,11 @@ timeouts:
   try: 250ms
   min_rate: 1MB/s
 abandon_below: 0
+public_url: https://Corp.example:8443/mirror/
+trusted_proxies: [10.0.0.0/8, "::1"]
 tag_ttl: 1h30m
 upstreams:
-  docker.io: {tag_ttls: {"v*": 1d, latest: 1m}}
+  docker.io: {tag_ttls: {"v*": 1d, latest: 1m}, hosts: [registry-1.docker.io, "index.docker.io:443", Hub.corp]}
   registry.corp:5000:
     url: http://127.0.0.1:15001/prefix/
     token_hosts: [Login.corp, login.corp:8443]
@@ -79,6 +82,9 @@ upstreams:
     assert settings.storage.min_free.of(5) == 2**30
     assert settings.timeouts == Timeouts(try_=0.25, min_rate=1_000_000)
     assert settings.tag_ttl == 5400
+    assert settings.public_url == "https://corp.example:8443/mirror"
+    assert settings.trusted_proxies == (ip_network("10.0.0.0/8"), ip_network("::1/128"))
+    assert settings.upstreams["docker.io"].hosts == ("docker.io", "index.docker.io:443", "hub.corp")
     corp = settings.upstreams["registry.corp:5000"]
     assert corp.url == "http://127.0.0.1:15001/prefix"
     assert corp.token_hosts == ("login.corp", "login.corp:8443")
@@ -210,6 +216,27 @@ def test_unknown_variables_are_mistakes_whose_value_stays_unseen(name: str, hint
         ("upstreams: {a.b: {url: https://}}", "url is 'https://'; expected an http:// or https:// URL"),
         ("upstreams: {a.b: {url: 'https://x:port'}}", "url is 'https://x:port'; expected an http:// or https:// URL"),
         ("upstreams: {a.b: {url: https://x/v2/}}", "url is 'https://x/v2/'; expected a URL without the final /v2"),
+        ("public_url: mirror.corp", "public_url is 'mirror.corp'; expected an http:// or https:// URL with a host"),
+        ("public_url: ftp://x", "public_url is 'ftp://x'; expected an http:// or https:// URL with a host"),
+        ("public_url: https://a:b@x", "public_url is '***@x'; expected a URL without credentials"),
+        ("public_url: https://x/?a=b", "public_url is 'https://x/?***'; expected a URL without a query or fragment"),
+        ("public_url: https://x/v2", "public_url is 'https://x/v2'; expected a URL without the final /v2"),
+        ("public_url: https://x/v2/y", "public_url is 'https://x/v2/y'; expected a URL whose path is a plain path"),
+        ("public_url: https://x/%41", "public_url is 'https://x/%41'; expected a URL whose path is a plain path"),
+        ("trusted_proxies: 10.0.0.0/8", "trusted_proxies is '10.0.0.0/8'; expected a list"),
+        ("trusted_proxies: [10.0.0.0/8, ten]", "trusted_proxies.\"1\" is 'ten'; expected an IP network such as"),
+        ("trusted_proxies: [10.1.0.0/8]", "trusted_proxies.\"0\" is '10.1.0.0/8'; expected an IP network such as "
+         "10.0.0.0/8, or an address; the network of that address is 10.0.0.0/8"),
+        ("upstreams: {a.b: {hosts: m.corp}}", "upstreams.\"a.b\".hosts is 'm.corp'; expected a list"),
+        ("upstreams: {a.b: {hosts: [http://m]}}", 'upstreams."a.b".hosts."0" is \'http://m\'; expected a registry'),
+        ("upstreams: {'*.corp': {hosts: [m.corp]}}", "upstreams gives hosts to the many registries of *.corp"),
+        ("upstreams: {a.b: {hosts: [m]}, c.d: {hosts: [m]}}", "upstreams.\"c.d\".hosts has 'm', which "
+         'upstreams."a.b".hosts has too; expected it in one of them'),
+        ("upstreams: {a.b: {hosts: [m:1, M:1]}}", "upstreams.\"a.b\".hosts has 'm:1' more than once; expected it once"),
+        ("upstreams: {a.b: {hosts: [index.docker.io]}}", "upstreams.\"a.b\".hosts has 'docker.io', the name of another "
+         "registry; expected names of the mirror"),
+        ("upstreams: {a.b: {hosts: [index.docker.io:80]}}", "hosts has 'index.docker.io:80', the name of another"),
+        ("upstreams: {a.b: {hosts: [c.d]}, c.d: {}}", "hosts has 'c.d', the name of another registry; expected names"),
         ("upstreams: {a.b: {username: x}}", 'upstreams."a.b" has a username alone; expected also password_file or'),
         (
             "upstreams: {a.b: {stale_if_error: 1m, stale_while_revalidate: 2m}}",

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.config.names import best_pattern, find_entry, matches, parse_entry, parse_host
+from mirror.config.names import best_pattern, find_entry, matches, parse_entry, parse_host, without_port
 
 
 @pytest.mark.parametrize(
@@ -31,12 +31,28 @@ def test_a_host_has_one_canonical_form(text: str, host: str) -> None:
     "text",
     ["", "a b", "a/b", "u:p@host", "https://quay.io", "quay.io.", ".io", "a..b", "-a", "a-", "host:", "host:0",
      "host:05", "host:65536", "host:x", "[::1", "[g]", "[:::]", "::1", "*.io", "a" * 64, "a." * 127 + "aa", "é.io",
-     "a\n"],
+     "a\n", "\u212a8s.io", "registry.\u212a8s.io"],
 )  # fmt: skip
 def test_what_is_no_host_is_refused(text: str) -> None:
     """URLs, credentials, paths, bad ports and labels outside DNS are no registry's name."""
     with pytest.raises(ValueError, match="host or host:port"):
         parse_host(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("a.b", "a.b"),
+        ("a.b:5000", "a.b"),
+        ("[::1]", "[::1]"),
+        ("[::1]:5000", "[::1]"),
+        ("docker.io", "docker.io"),
+        ("index.docker.io:1", "docker.io"),
+    ],
+)
+def test_a_host_has_a_name_without_its_port(host: str, name: str) -> None:
+    """Canonical, as hosts are."""
+    assert without_port(host) == name
 
 
 @given(st.text(max_size=300))

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mirror.cache import Cache, LinkRecord
+from mirror.cache import Cache
 from mirror.config import Settings, UpstreamSettings
 from mirror.oci.digest import Digest
 from mirror.oci.errors import UpstreamTimeout
 from mirror.pull import Renewals
 from mirror.routing import Router, Target
+from mirror.store.shapes import LinkRecord
 from tests.clock import Clock
 from tests.unit.test_cache import make_cache
 

@@ -20,7 +20,7 @@ from mirror.api.responses import (
     version_response,
 )
 from mirror.oci import errors
-from mirror.oci.byte_range import ByteRange, RangeSpec
+from mirror.oci.byte_range import ByteRange, RangeSet, RangeSpec
 from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError, RangeNotSatisfiable, Unsupported, UpstreamThrottled, UpstreamUnavailable
 from mirror.oci.manifest import OCI_MANIFEST
@@ -29,7 +29,7 @@ from mirror.pull import BlobAnswer, ManifestAnswer, Source
 CONTENT = b'{"schemaVersion": 2}'
 DIGEST = Digest.of(CONTENT)
 MANIFEST = ManifestAnswer(DIGEST, len(CONTENT), OCI_MANIFEST, CONTENT, Source.HIT)
-BLOB = BlobAnswer(DIGEST, 1000, None, None, Source.JOINED)
+BLOB = BlobAnswer(DIGEST, 1000, (), None, Source.JOINED)
 
 TABLE: list[tuple[MirrorError, int, str]] = [
     (errors.NameInvalid("x"), 400, "NAME_INVALID"),
@@ -39,6 +39,7 @@ TABLE: list[tuple[MirrorError, int, str]] = [
     (errors.Unsupported("x"), 404, "UNSUPPORTED"),
     (errors.Unsupported("x", allow="GET, HEAD"), 405, "UNSUPPORTED"),
     (errors.NameUnknown("x"), 404, "NAME_UNKNOWN"),
+    (errors.TagsUnknown("x"), 404, "NAME_UNKNOWN"),
     (errors.ManifestUnknown("x"), 404, "MANIFEST_UNKNOWN"),
     (errors.BlobUnknown("x"), 404, "BLOB_UNKNOWN"),
     (errors.UpstreamRefused("x"), 403, "DENIED"),
@@ -154,30 +155,32 @@ def test_a_manifest_without_bytes_tells_its_length() -> None:
 
 def test_a_part_of_a_manifest_is_a_206() -> None:
     """containerd with concurrent fetches asks for ranges of manifests too."""
-    response = manifest_response(MANIFEST, RangeSpec(2, 4), not_modified=False)
+    response = manifest_response(MANIFEST, RangeSet((RangeSpec(2, 4),)), not_modified=False)
 
     assert response.status == 206
     assert response.body == CONTENT[2:5]
     assert response.headers["Content-Range"] == f"bytes 2-4/{len(CONTENT)}"
     with pytest.raises(RangeNotSatisfiable):
-        manifest_response(MANIFEST, RangeSpec(len(CONTENT), None), not_modified=False)
+        manifest_response(MANIFEST, RangeSet((RangeSpec(len(CONTENT), None),)), not_modified=False)
 
 
 def test_a_part_of_a_blob_is_a_206() -> None:
     """Its length is that of the part, its range names the whole."""
-    part = BlobAnswer(DIGEST, 1000, ByteRange(10, 19), None, Source.BYPASS)
-    whole, some = blob_response(BLOB, not_modified=False), blob_response(part, not_modified=False)
+    part = BlobAnswer(DIGEST, 1000, (ByteRange(10, 19),), None, Source.BYPASS)
+    (whole, all_of_it), (some, asked) = (blob_response(one, not_modified=False) for one in (BLOB, part))
 
     assert (whole.status, whole.headers["Content-Length"]) == (200, "1000")
     assert "Content-Range" not in whole.headers
     assert (some.status, some.headers["Content-Length"]) == (206, "10")
     assert some.headers["Content-Range"] == "bytes 10-19/1000"
     assert some.headers["X-Cache"] == "bypass"
+    assert list(all_of_it) == [ByteRange(0, 999)]
+    assert list(asked) == [ByteRange(10, 19)]
 
 
 def test_not_modified_has_no_body_and_no_length() -> None:
     """RFC 9110 §15.4.5: the validator, and nothing that describes a body that is not there."""
-    answers = (manifest_response(MANIFEST, None, not_modified=True), blob_response(BLOB, not_modified=True))
+    answers = (manifest_response(MANIFEST, None, not_modified=True), blob_response(BLOB, not_modified=True)[0])
     for response in answers:
         assert isinstance(response, web.Response)
         assert (response.status, response.body) == (304, None)

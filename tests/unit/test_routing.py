@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from mirror.config import Settings, UpstreamSettings
-from mirror.oci.errors import MirrorError, NameInvalid, UpstreamRefused
+from mirror.oci.errors import MirrorError, NameInvalid, Unsupported, UpstreamRefused
 from mirror.routing import Router, Target, UpstreamName
 
 CORP = "registry.corp:5000"
@@ -146,6 +146,167 @@ def test_a_tag_is_fresh_by_the_first_pattern_its_upstream_or_the_default(host: s
     assert router.tag_ttl(UpstreamName(host, host), tag) == ttl
 
 
+FRONT = Settings(
+    public_url="https://corp.example/mirror",
+    upstreams={
+        CORP: UpstreamSettings(hosts=("corp.mirror.example",)),
+        "quay.io": UpstreamSettings(hosts=("quay.mirror.example", "mirror.example:5001", "[::1]:5000")),
+        "docker.io": UpstreamSettings(hosts=("registry-1.docker.io", "hub.mirror.example")),
+        ECR: UpstreamSettings(),
+    },
+)
+APP = "manifests/1"
+
+
+def routed(raw: str, host: str | None = None, base: str = "", settings: Settings = FRONT) -> str:
+    """The target of a raw request target, as text."""
+    router = Router(settings)
+    asked = router.read(raw, base)
+    assert asked.pull is not None
+    return str(router.target(asked.pull.name, router.choose(asked, host)))
+
+
+@pytest.mark.parametrize(
+    ("host", "target"),
+    [
+        ("quay.mirror.example", "quay.io/app"),
+        ("QUAY.mirror.example", "quay.io/app"),
+        ("quay.mirror.example:5000", "quay.io/app"),
+        ("quay.mirror.example.:5000", "quay.io/app"),
+        ("quay.mirror.example.", "quay.io/app"),
+        ("mirror.example:5001", "quay.io/app"),
+        ("[::1]:5000", "quay.io/app"),
+        ("corp.mirror.example:443", "registry.corp:5000/app"),
+        ("hub.mirror.example", "docker.io/library/app"),
+        ("registry-1.docker.io:443", "docker.io/library/app"),
+        ("index.docker.io", "docker.io/library/app"),
+        ("mirror.example", "docker.io/library/app"),
+        ("mirror.example:5002", "docker.io/library/app"),
+        ("[::1]", "docker.io/library/app"),
+        ("ghcr.io", "docker.io/library/app"),
+        ("quay.io", "docker.io/library/app"),
+        ("", "docker.io/library/app"),
+        (None, "docker.io/library/app"),
+        (":", "docker.io/library/app"),
+        ("quay.mirror.example:x", "docker.io/library/app"),
+        ("quay.mirror.example, evil", "docker.io/library/app"),
+        ("\udcff", "docker.io/library/app"),
+        ("q" * 9000, "docker.io/library/app"),
+    ],
+)
+def test_a_name_of_ours_means_its_upstream(host: str | None, target: str) -> None:
+    """With any port where the alias has none; every other Host header, or none, means the default."""
+    assert routed(f"/v2/app/{APP}", host) == target
+
+
+@pytest.mark.parametrize(
+    ("raw", "target"),
+    [
+        (f"/quay.io/v2/org/app/{APP}", "quay.io/org/app"),
+        (f"/quay.io/v2/quay.io/org/app/{APP}", "quay.io/org/app"),
+        (f"/quay.io/v2/ghcr.io/org/app/{APP}", "quay.io/ghcr.io/org/app"),
+        (f"/quay.io/v2/v2/app/{APP}", "quay.io/v2/app"),
+        (f"/docker.io/v2/app/{APP}", "docker.io/library/app"),
+        (f"/index.docker.io/v2/library/app/{APP}", "docker.io/library/app"),
+        (f"/docker.io/v2/app/{APP}?ns=registry-1.docker.io", "docker.io/library/app"),
+        (f"/registry.corp:5000/v2/app/{APP}", f"{CORP}/app"),
+        (f"/registry.corp%3a5000/v2/app/{APP}?ns=registry.corp%3A5000", f"{CORP}/app"),
+        (f"/us-docker.pkg.dev/v2/p/r/app/{APP}", "us-docker.pkg.dev/p/r/app"),
+        (f"/1.dkr.ecr.eu-west-1.amazonaws.com/v2/app/{APP}", "1.dkr.ecr.eu-west-1.amazonaws.com/app"),
+        (f"/mirror/v2/app/{APP}", "docker.io/library/app"),
+        (f"/mirror/v2/quay.io/app/{APP}", "quay.io/app"),
+        (f"/mirror/quay.io/v2/app/{APP}", "quay.io/app"),
+        (f"http://elsewhere/quay.io/v2/app/{APP}", "quay.io/app"),
+    ],
+)
+def test_a_path_before_v2_names_an_upstream(raw: str, target: str) -> None:
+    """What Docker and containerd make of a registry mirror's path; the path of public_url is only taken off."""
+    assert routed(raw) == target
+
+
+@pytest.mark.parametrize(
+    ("raw", "host", "target"),
+    [
+        (f"/v2/ghcr.io/app/{APP}?ns=public.ecr.aws", "quay.mirror.example", "public.ecr.aws/ghcr.io/app"),
+        (f"/ghcr.io/v2/app/{APP}", "quay.mirror.example", "ghcr.io/app"),
+        (f"/v2/ghcr.io/app/{APP}", "quay.mirror.example", "quay.io/ghcr.io/app"),
+        (f"/v2/quay.io/app/{APP}", "quay.mirror.example", "quay.io/app"),
+        (f"/v2/evil.test/app/{APP}", "quay.mirror.example", "quay.io/evil.test/app"),
+        (f"/v2/app/{APP}?ns=docker.io&ns=index.docker.io", "quay.mirror.example", "docker.io/library/app"),
+        (f"http://quay.mirror.example/v2/app/{APP}", "hub.mirror.example", "quay.io/app"),
+    ],
+)
+def test_ns_then_path_then_host_then_the_first_component(raw: str, host: str, target: str) -> None:
+    """The order is an interface, and what comes later is then part of the name."""
+    asked = Router(FRONT).read(raw)
+
+    assert routed(raw, asked.target.authority or host) == target
+
+
+@pytest.mark.parametrize(
+    ("raw", "error"),
+    [
+        ("/v2/?ns=evil.test", UpstreamRefused),
+        ("/v2/?ns=", NameInvalid),
+        ("/v2/?ns=quay.io&ns=evil.test", NameInvalid),
+        ("/v2/?ns=quay.io&ns=ghcr.io", NameInvalid),
+        ("/v2/?ns=quay.io&ns=", NameInvalid),
+        ("/v2/_catalog?ns=evil.test", UpstreamRefused),
+        ("/quay.io/v2/?ns=ghcr.io", Unsupported),
+        ("/v2/?ns=\u212aquay.io", NameInvalid),
+    ],
+)
+def test_an_ns_that_names_no_registry_or_two_is_refused(raw: str, error: type[MirrorError]) -> None:
+    """Everywhere, again each time, and never echoed; a path and an ns= that disagree mean nothing."""
+    router = Router(FRONT)
+    asked = router.read(raw)
+
+    for _ in range(2):
+        with pytest.raises(error):
+            router.choose(asked, None)
+    assert asked.namespace == ("ghcr.io" if error is Unsupported else None)
+
+
+@pytest.mark.parametrize(
+    ("raw", "is_api"),
+    [("/evil.test/v2/", False), ("/a/quay.io/v2/", False), ("//quay.io/v2/", False), ("/quay.io//v2/", False),
+     ("//v2/", False), ("/v1/", False), ("/quay.io/", False), ("/mirror", False), ("/mirror/", False),
+     ("/mirror/v2", True), ("/v2", True), ("/quay.io/v2", True), ("/QUAY.io/v2/x", True)],
+)  # fmt: skip
+def test_other_paths_before_v2_are_not_ours(raw: str, *, is_api: bool) -> None:
+    """Only what names a known upstream, whole, or is the path of public_url."""
+    assert Router(FRONT).read(raw).is_api is is_api
+
+
+@pytest.mark.parametrize(
+    ("raw", "base", "prefix"),
+    [
+        ("/v2/", "", "/mirror"),
+        ("/mirror/v2/", "", "/mirror"),
+        ("/quay.io/v2/", "", "/mirror/quay.io"),
+        ("/mirror/registry.corp%3A5000/v2/", "", "/mirror/registry.corp:5000"),
+        ("/v2/", "/outer", "/outer"),
+        ("/quay.io/v2/", "/outer", "/outer/quay.io"),
+        ("/outer/quay.io/v2/", "/outer", "/outer/quay.io"),
+        ("/mirror/quay.io/v2/", "/outer", "/outer/quay.io"),
+        ("/nothing", "/outer", "/outer"),
+    ],
+)
+def test_links_to_us_begin_with_what_the_client_has_to_ask(raw: str, base: str, prefix: str) -> None:
+    """The path that a proxy takes off, or else that of public_url, and the path that names the upstream."""
+    assert Router(FRONT).read(raw, base).prefix == prefix
+    assert base or Router(SETTINGS).read("/quay.io/v2/").prefix == "/quay.io"
+
+
+def test_what_is_remembered_is_bounded_and_does_not_change_the_answer() -> None:
+    """A second reading is the first one; endless targets are read all the same."""
+    router = Router(FRONT)
+    raw = f"/v2/quay.io/app/{APP}"
+
+    assert router.read(raw) is router.read(raw)
+    assert router.read(raw + "?" + "x" * 9000).pull == router.read(raw).pull
+
+
 names = st.one_of(
     st.text(max_size=40),
     st.from_regex(r"([a-zA-Z0-9.:_-]{1,12}/){0,3}[a-z0-9]{1,5}", fullmatch=True),
@@ -180,3 +341,31 @@ def test_prefix_and_ns_mean_the_same(host: str, repository: str) -> None:
     by_prefix = router.resolve(f"{host}/{repository}", None)
 
     assert by_prefix == router.resolve(repository, host) == router.resolve(f"{host}/{repository}", host)
+
+
+@given(
+    st.text(max_size=60)
+    | st.binary(max_size=60).map(lambda data: data.decode("utf-8", "surrogateescape"))
+    | st.lists(
+        st.sampled_from(["v2", "quay.io", "registry.corp%3A5000", "app", "manifests", "1", "..", "%2F", "%ff", "?ns=",
+                         "ghcr.io", "&ns=quay.io", "mirror", "", "tags", "list", "http:", "*"]),
+        max_size=9,
+    ).map(lambda parts: "/" + "/".join(parts).replace("/?", "?")),
+    st.none() | st.text(max_size=20) | st.sampled_from(["quay.mirror.example:1", "mirror.example:5001"]),
+    st.sampled_from(["", "/outer"]),
+)  # fmt: skip
+def test_any_request_target_is_routed_or_refused_in_our_own_words(raw: str, host: str | None, base: str) -> None:
+    """Nothing but our errors, and what is accepted can be asked again under the prefix that it got."""
+    router = Router(FRONT)
+    asked = router.read(raw, base)
+    try:
+        chosen = router.choose(asked, host)
+        target = router.target(asked.pull.name, chosen) if asked.pull else None
+    except MirrorError:
+        return
+    if target is not None and asked.pull is not None:
+        assert router.settings(target.upstream).url
+        ns = f"?ns={asked.namespace}" if asked.namespace else ""
+        again = router.read(f"{asked.prefix}/v2/{asked.pull.name}/{APP}{ns}", base)
+        assert again.pull is not None
+        assert router.target(again.pull.name, router.choose(again, host)) == target

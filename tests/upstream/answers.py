@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from multidict import CIMultiDict
 
-from mirror.oci.byte_range import ByteRange, parse_range
+from mirror.oci.byte_range import ByteRange, parse_ranges
 from mirror.oci.errors import RangeInvalid, RangeNotSatisfiable
 from tests.upstream.content import Content, Data, Sliced, Stored
 
@@ -138,7 +138,7 @@ def content_answer(stored: Stored, range_header: str | None) -> Answer:
 
 def _range(header: str | None, size: int) -> ByteRange | None:
     try:
-        spec = parse_range(header)
+        ranges = parse_ranges(header)
     except RangeInvalid:
         return None
-    return spec.resolve(size) if spec is not None else None
+    return ranges.resolve(size)[0] if ranges is not None and len(ranges.specs) == 1 else None

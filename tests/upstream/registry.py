@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import ssl
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import parse_qsl, unquote, urlencode
 
 from aiohttp import web
@@ -32,8 +33,9 @@ class FakeRegistry(Catalog, Switchboard):
     """An upstream registry, with a CDN as second origin for redirects.
 
     `auth` says who may pull, `latency` (seconds) and `rate` (bytes per second, all answers together) slow everything
-    down, `page_size` caps tag lists, `referrers` turns that endpoint on: all are attributes that may be changed at any
-    moment. With `tls` both origins speak TLS. An async context manager; the port stays the same over stop and start.
+    down, `page_size` caps lists of tags and referrers, `referrers` turns that endpoint on: all are attributes that may
+    be changed at any moment. With `tls` both origins speak TLS. An async context manager; the port stays the same over
+    stop and start.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class FakeRegistry(Catalog, Switchboard):
         rate: float | None = None,
         page_size: int | None = None,
         link_style: str = "relative",
+        tag_order: Literal["sorted", "pushed"] = "sorted",
+        honours_last: bool = True,
         referrers: bool = False,
     ) -> None:
         Catalog.__init__(self)
@@ -54,7 +58,11 @@ class FakeRegistry(Catalog, Switchboard):
         self.latency = latency
         self.page_size = page_size
         self.link_style = link_style
-        """`relative`, `absolute`, or `opaque` (a cursor in place of `last`, no `n`)."""
+        """`relative`, `absolute`, `opaque` (a cursor in place of `last`, no `n`), `elsewhere` (absolute, on the CDN),
+        or `misplaced` (absolute, under a wrong path, as Nexus has it)."""
+        self.tag_order = tag_order
+        self.honours_last = honours_last
+        """Whether `last` means anything; Distribution's proxies list from the start again."""
         self.referrers = referrers
         self.errors: list[Exception] = []
         """What went wrong in the fake itself or in a test's `when` or `then`; raised when the context ends."""
@@ -210,17 +218,24 @@ class FakeRegistry(Catalog, Switchboard):
 
     def _tags(self, exchange: Exchange, home: Repository) -> Answer:
         query = dict(parse_qsl(exchange.seen.target.partition("?")[2]))
-        last = query.get("last") or query.get("cursor", "")
-        tags = sorted(tag for tag in home.tags if tag > last)
+        tags = sorted(home.tags) if self.tag_order == "sorted" else list(home.tags)
+        if "cursor" in query:
+            tags = tags[tags.index(query["cursor"]) + 1 :]
+        elif self.honours_last:
+            tags = [tag for tag in tags if tag > query.get("last", "")]
         asked = int(query["n"]) if query.get("n", "").isdigit() else len(tags)
         limit = min(asked, self.page_size if self.page_size is not None else asked)
         page = tags[:limit]
         answer = json_answer(200, {"name": home.name, "tags": page})
         if page and len(page) < len(tags):
             more = {"cursor": page[-1]} if self.link_style == "opaque" else {"last": page[-1], "n": str(limit)}
-            base = self.url if self.link_style == "absolute" else ""
-            answer.headers["Link"] = f'<{base}/v2/{home.name}/tags/list?{urlencode(more)}>; rel="next"'
+            self._lead_on(answer, f"/v2/{home.name}/tags/list", more)
         return answer
+
+    def _lead_on(self, answer: Answer, path: str, query: dict[str, str]) -> None:
+        base = {"absolute": self.url, "elsewhere": self.cdn_url, "misplaced": f"{self.url}/wrong"}
+        target = f"{base.get(self.link_style, '')}{path}?{urlencode(query)}"
+        answer.headers["Link"] = f'<{target}>; rel="next"'
 
     def _referrers(self, exchange: Exchange, home: Repository) -> Answer:
         if not self.referrers:
@@ -228,12 +243,17 @@ class FakeRegistry(Catalog, Switchboard):
         subject = exchange.seen.digest
         if subject is None:
             return error_answer(400, "DIGEST_INVALID")
-        wanted = dict(parse_qsl(exchange.seen.target.partition("?")[2])).get("artifactType")
+        query = dict(parse_qsl(exchange.seen.target.partition("?")[2]))
+        wanted = query.get("artifactType")
         found = [one for one in map(_referrer, home.manifests.values()) if one and one.pop("subject") == str(subject)]
-        listed = [one for one in found if wanted is None or one["artifactType"] == wanted]
+        matching = [one for one in found if wanted is None or one["artifactType"] == wanted]
+        start = int(query.get("cursor", "0"))
+        listed = matching[start : start + self.page_size if self.page_size is not None else None]
         answer = json_answer(200, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}, OCI_INDEX)
         if wanted is not None:
             answer.headers["OCI-Filters-Applied"] = "artifactType"
+        if start + len(listed) < len(matching):
+            self._lead_on(answer, exchange.seen.path, {**query, "cursor": str(start + len(listed))})
         return answer
 
     def _read(self, origin: Origin, request: web.BaseRequest) -> Seen:
@@ -307,5 +327,7 @@ def _referrer(manifest: Manifest) -> dict[str, object] | None:
     parsed = parse_manifest(manifest.content)
     if parsed is None or parsed.subject is None:
         return None
-    kind = parsed.config.media_type if parsed.config else ""
-    return {**manifest.descriptor, "artifactType": kind, "annotations": {}, "subject": parsed.subject.digest}
+    stated = json.loads(manifest.content)
+    kind = stated.get("artifactType") or (parsed.config.media_type if parsed.config else "")
+    annotations = stated.get("annotations", {})
+    return {**manifest.descriptor, "artifactType": kind, "annotations": annotations, "subject": parsed.subject.digest}

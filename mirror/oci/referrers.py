@@ -1,0 +1,94 @@
+"""Referrers: what is attached to a manifest, as an index; and the tags that say it where there is no API for that."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+import msgspec
+
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import OCI_INDEX
+
+PAGE_LIMIT = 4 << 20
+"""Bytes of one page; clients read an index as they read manifests."""
+
+_ATTACHED = re.compile(r"(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{64,128})(?:\.(?:sig|att|sbom))?")
+_HEAD = b'{"schemaVersion":2,"mediaType":"%s","manifests":[' % OCI_INDEX.encode()
+_TAIL = b"]}"
+
+
+class _Index(msgspec.Struct):
+    manifests: list[msgspec.Raw] | None
+
+
+class _Descriptor(msgspec.Struct, rename="camel"):
+    digest: str
+    artifact_type: str | None = None
+
+
+_decode_index = msgspec.json.Decoder(_Index).decode
+_decode_descriptor = msgspec.json.Decoder(_Descriptor).decode
+
+
+def fallback_tag(digest: Digest) -> str:
+    """The tag of the index of referrers where there is no API: with at most 64 digits (the referrers tag schema)."""
+    return f"{digest.algorithm}-{digest.hex[:64]}"
+
+
+def is_attached_tag(tag: str) -> bool:
+    """Whether a tag is named for a digest: that index, or a signature, attestation or SBOM as cosign stores them."""
+    return _ATTACHED.fullmatch(tag) is not None
+
+
+def parse_index(body: bytes) -> list[str] | None:
+    """The descriptors of an index, each as its exact JSON; None where the bytes are no index.
+
+    What names no digest is no descriptor and is left out.
+    """
+    try:
+        entries = _decode_index(body).manifests or []
+        texts = [bytes(entry).decode() for entry in entries]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return [text for text in texts if _read(text) is not None]
+
+
+def digest_of(descriptor: str) -> str:
+    """The digest that a descriptor names, unchecked; empty for anything else."""
+    read = _read(descriptor)
+    return read.digest if read is not None else ""
+
+
+def of_types(descriptors: Sequence[str], artifact_types: Collection[str]) -> list[str]:
+    """Those of one of the artifact types."""
+    return [text for text in descriptors if (read := _read(text)) is not None and read.artifact_type in artifact_types]
+
+
+def page_of(descriptors: Sequence[str], last: str | None) -> tuple[Sequence[str], bool]:
+    """As many descriptors as an index of PAGE_LIMIT bytes holds, at least one; whether some follow.
+
+    Those after the one of digest `last`; from the first on where there is none: rather twice than not at all.
+    """
+    position = 0
+    if last is not None:
+        position = next((at for at, text in enumerate(descriptors, 1) if digest_of(text) == last), 0)
+    end, size = position, len(_HEAD) + len(_TAIL)
+    while end < len(descriptors):
+        size += len(descriptors[end].encode()) + 1
+        if size > PAGE_LIMIT and end > position:
+            break
+        end += 1
+    return descriptors[position:end], end < len(descriptors)
+
+
+def render_index(descriptors: Sequence[str]) -> bytes:
+    """The index of these descriptors, which stay as they are."""
+    return _HEAD + ",".join(descriptors).encode() + _TAIL
+
+
+def _read(descriptor: str) -> _Descriptor | None:
+    try:
+        return _decode_descriptor(descriptor)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

@@ -1,0 +1,166 @@
+"""Lists that upstreams give in pages: gathered, good for a short while, stale where the upstream does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from mirror.cache import Cache, ListName
+from mirror.config import Timeouts
+from mirror.metrics import Metrics
+from mirror.oci.errors import InvalidRequest, UpstreamUnavailable
+from mirror.pull.answers import Source
+from mirror.routing import Router, Target
+from mirror.singleflight import SingleFlight
+from mirror.store.shapes import ListRecord
+from mirror.transport import Deadline
+from mirror.upstream import ListPage
+
+Ask = Callable[[], Awaitable["Gathered"]]
+Page = Callable[[str], Awaitable[ListPage]]
+"""Asks for the page that a query of the upstream's means."""
+
+MOST_STRETCHES = 100
+"""How many of a long list are looked through for one answer; after as many without anything there is an empty page."""
+_MOST_PAGES = 100
+_MOST_ITEMS = 100_000
+_MOST_BYTES = 8 << 20
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What an upstream said: a list up to a bound. `following` is its query for the rest; None: there is none.
+
+    `endless`: its pages came again instead of ending. `checked_at` is None where it was said just now; `stale` where it
+    was not said now at all.
+    """
+
+    items: Sequence[str]
+    following: str | None = None
+    endless: bool = False
+    checked_at: float | None = None
+    stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ListAnswer:
+    """A list, or a stretch of it; `rest` is the cursor of the stretch that follows, empty where nothing does."""
+
+    items: Sequence[str]
+    rest: str
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """Where a list goes on: after the entry `last` (None: at its start) of the stretch that `cursor` points to."""
+
+    last: str | None
+    cursor: str
+
+
+class Lists:
+    """Holds lists for the shorter of their upstream's `tag_ttl` and 30 s; asks for each of them once at a time."""
+
+    def __init__(self, cache: Cache, router: Router, metrics: Metrics, timeouts: Timeouts) -> None:
+        self._cache = cache
+        self._router = router
+        self._metrics = metrics
+        self._timeouts = timeouts
+        self._asking = SingleFlight()
+
+    async def close(self) -> None:
+        """Stops what is being asked."""
+        await self._asking.close()
+
+    async def get(self, target: Target, name: ListName, deadline: Deadline, ask: Ask) -> ListAnswer:
+        """The list, by `ask` where it is not known or not fresh. Raises what `ask` raises, and UpstreamTimeout."""
+        record = await self._cache.list_of(target, name)
+        if record is None:
+            return await self._ask(target, name, deadline, ask)
+        overdue = self._cache.overdue(record.checked_at, self._cache.list_ttl(target))
+        if overdue < 0:
+            return _answer(record, Source.HIT)
+        settings = self._router.settings(target.upstream)
+        if overdue > settings.stale_if_error:
+            return await self._ask(target, name, deadline, ask)
+        if overdue < settings.stale_while_revalidate:
+            self._start(target, name, ask)
+            return self._gone_stale(target, name, record, "revalidating")
+        try:
+            sooner = min(deadline, Deadline.after(self._timeouts.stale_after))
+            return await self._ask(target, name, sooner, ask)
+        except UpstreamUnavailable as error:
+            return self._gone_stale(target, name, record, error.reason)
+
+    def _gone_stale(self, target: Target, name: ListName, record: ListRecord, reason: str) -> ListAnswer:
+        self._metrics.stale_served.labels(upstream=target.upstream.entry, reason=reason).inc()
+        _log.warning("served stale", source=str(target), kind=name.kind, reason=reason)
+        return _answer(record, Source.STALE)
+
+    async def _ask(self, target: Target, name: ListName, deadline: Deadline, ask: Ask) -> ListAnswer:
+        """Asks, or joins whoever does; that goes on when we stop waiting."""
+        joins = self._asking.running((target, name))
+        asked = asyncio.shield(self._start(target, name, ask))
+        answer = await deadline.bound(asked, f"{name.kind} of {target}")
+        return replace(answer, source=Source.JOINED) if joins and answer.source is Source.MISS else answer
+
+    def _start(self, target: Target, name: ListName, ask: Ask) -> asyncio.Task[ListAnswer]:
+        return self._asking.start((target, name), lambda: self._hear(target, name, ask))
+
+    async def _hear(self, target: Target, name: ListName, ask: Ask) -> ListAnswer:
+        # Whoever came while an earlier question was ending may find its answer.
+        record = await self._cache.list_of(target, name)
+        if record is not None and self._cache.overdue(record.checked_at, self._cache.list_ttl(target)) < 0:
+            return _answer(record, Source.HIT)
+        await self._cache.check_absence(target, name, name.kind)
+        question = await self._cache.question(target)
+        async with self._cache.hearing_no(target, name, name.kind):
+            heard = await ask()
+        if heard.stale:
+            return ListAnswer(heard.items, "", Source.STALE)
+        checked_at = self._cache.now() if heard.checked_at is None else heard.checked_at
+        return _answer(
+            await self._cache.put_list(question, name, heard.items, heard.following, checked_at), Source.MISS
+        )
+
+
+async def gather(ask: Page, query: str, until: Deadline, *, pages: int = _MOST_PAGES) -> Gathered:
+    """The list from `query` on, without duplicates: to its end, or to the page at which it is long enough.
+
+    That is so many pages, 100,000 entries or 8 MiB, or no time is left before `until`. Raises what `ask` raises: half a
+    list is none.
+    """
+    items: dict[str, None] = {}
+    asked: set[str] = set()
+    size = 0
+    while True:
+        asked.add(query)
+        page = await ask(query)
+        known = len(items)
+        items.update(dict.fromkeys(page.items))
+        size += sum(map(len, page.items))
+        if page.following is None:
+            return Gathered(tuple(items))
+        # Some proxies ignore where a page is to begin: they give the first one for ever.
+        if page.following in asked or (page.items and len(items) == known):
+            return Gathered(tuple(items), endless=True)
+        query = page.following
+        if len(asked) >= pages or len(items) >= _MOST_ITEMS or size >= _MOST_BYTES or until.expired:
+            return Gathered(tuple(items), query)
+
+
+async def query_at(cache: Cache, target: Target, name: ListName) -> str:
+    """The upstream's query that a client's cursor means. Raises InvalidRequest for one that we did not give."""
+    query = await cache.query_of(target, name)
+    if query is None:
+        raise InvalidRequest("next= is of no Link that was given here lately; list again from the start")
+    return query
+
+
+def _answer(record: ListRecord, source: Source) -> ListAnswer:
+    return ListAnswer(record.items, record.rest, source)

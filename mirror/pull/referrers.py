@@ -1,0 +1,125 @@
+"""Referrers: by the upstream's API where it has one, else by the tag that stands for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from mirror.cache import Cache, ListName
+from mirror.memory import Bounded
+from mirror.oci.digest import Digest
+from mirror.oci.errors import ManifestUnknown, UpstreamUnavailable
+from mirror.oci.manifest import OCI_INDEX
+from mirror.oci.reference import Tag
+from mirror.oci.referrers import digest_of, fallback_tag, of_types, page_of, parse_index
+from mirror.pull.answers import Source
+from mirror.pull.lists import MOST_STRETCHES, Following, Gathered, ListAnswer, Lists, gather, query_at
+from mirror.pull.manifests import ManifestPuller
+from mirror.routing import Target
+from mirror.transport import Deadline
+from mirror.upstream import ListPage, NoReferrers, Upstreams
+
+_WITHOUT_SECONDS = 600.0
+"""How long we remember that an upstream has no API."""
+_HOSTS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ReferrersAnswer:
+    """Descriptors as their exact JSON, as many as one index may hold; `following` is None where there are no more."""
+
+    descriptors: Sequence[str]
+    following: Following | None
+    source: Source
+
+
+class ReferrersPuller:
+    """Answers GET and HEAD of referrers."""
+
+    def __init__(
+        self, cache: Cache, upstreams: Upstreams, manifests: ManifestPuller, lists: Lists, first_byte: float
+    ) -> None:
+        self._cache = cache
+        self._upstreams = upstreams
+        self._manifests = manifests
+        self._lists = lists
+        self._first_byte = first_byte
+        self._without: Bounded[str, Deadline] = Bounded(_HOSTS)
+
+    async def get(
+        self,
+        target: Target,
+        subject: Digest,
+        artifact_types: Collection[str],
+        last: str | None = None,
+        cursor: str = "",
+    ) -> ReferrersAnswer:
+        """What is attached to `subject`, of these artifact types (none: of any), after the descriptor of digest `last`.
+
+        The upstream need not know `subject`: then nothing is attached to it. Raises NameUnknown, UpstreamRefused and
+        UpstreamUnavailable, and InvalidRequest for a cursor that we never gave.
+        """
+        deadline = Deadline.after(self._first_byte)
+        name = ListName("referrers", subject, cursor)
+        for _ in range(MOST_STRETCHES):
+            answer = await self._stretch(target, subject, name, deadline)
+            wanted = of_types(answer.items, artifact_types) if artifact_types else answer.items
+            descriptors, more = page_of(wanted, last)
+            if more:
+                following = Following(digest_of(descriptors[-1]), name.cursor)
+                return ReferrersAnswer(descriptors, following, answer.source)
+            if descriptors or not answer.rest:
+                break
+            name, last = ListName("referrers", subject, answer.rest), None
+        return ReferrersAnswer(descriptors, Following(None, answer.rest) if answer.rest else None, answer.source)
+
+    async def _stretch(self, target: Target, subject: Digest, name: ListName, deadline: Deadline) -> ListAnswer:
+        query = await query_at(self._cache, target, name) if name.cursor else ""
+        return await self._lists.get(target, name, deadline, lambda: self._hear(target, subject, query))
+
+    async def _hear(self, target: Target, subject: Digest, query: str) -> Gathered:
+        host = target.upstream.host
+        without = self._without.get(host)
+        if without is None or without.expired or query:
+            try:
+                return await self._gather(target, subject, query)
+            except _NoApi as no:
+                if no.surely:
+                    self._without.set(host, Deadline.after(_WITHOUT_SECONDS))
+        return await self._by_tag(target, Tag(fallback_tag(subject)))
+
+    async def _gather(self, target: Target, subject: Digest, query: str) -> Gathered:
+        deadline = Deadline.after(self._first_byte)
+
+        async def page(query: str) -> ListPage:
+            found = await self._upstreams.referrers(target, subject, query, deadline)
+            if isinstance(found, ListPage):
+                return found
+            if query:
+                raise UpstreamUnavailable(f"{target}: its referrers do not go on", reason="page")
+            raise _NoApi(found)
+
+        return await gather(page, query, Deadline.after(self._first_byte / 2))
+
+    async def _by_tag(self, target: Target, tag: Tag) -> Gathered:
+        """What the index behind the tag names; nothing where there is no tag, or where it means something else."""
+        try:
+            answer = await self._manifests.get(target, tag, head=False)
+        except ManifestUnknown:
+            absence = await self._cache.absence(target, tag, "manifest")
+            return Gathered((), checked_at=absence.checked_at if absence else None)
+        known = await self._cache.tag(target, tag)
+        content = answer.content if answer.media_type == OCI_INDEX else None
+        return Gathered(
+            parse_index(content or b"") or (),
+            checked_at=known.checked_at if known else None,
+            stale=answer.source is Source.STALE,
+        )
+
+
+class _NoApi(Exception):
+    """Leaves the pages: there are none."""
+
+    def __init__(self, found: NoReferrers) -> None:
+        super().__init__()
+        self.surely = found.surely
