@@ -15,7 +15,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve demo bench test e2e-programs check lint types floors format docs constraints clean
+.PHONY: help serve demo bench test fuzz e2e-programs check lint types floors format docs constraints clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,9 @@ bench: $(DEV) ## measure warm pulls beside other servers, as far as they are ins
 
 test: $(DEV) ## set up what is missing and run the tests (ARGS="-m e2e -x" goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(DEV) ## try 20,000 odd requests, other ones each time (EXAMPLES=100000 for more)
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/behaviour/test_fuzz.py
 
 e2e-programs: | $(BIN)/python ## make the programs for end-to-end tests that Debian lacks (needs Go; minutes, once)
 	$(BIN)/python -m tests.e2e.build_programs
