@@ -83,6 +83,8 @@ class RangeBody:
         self._size = size
         self._parts = parts
         self._spans = plan(parts, size)
+        if len(parts) > 1 and 2 * sum(span.length for span in self._spans) > size:
+            waits = patient = True  # own requests would bring most of the blob, and the fill does that already
         self._flight = flight
         self._board = board
         self._waits = waits
@@ -149,19 +151,21 @@ class RangeBody:
         flight = self._flight
         if flight is None or not (flight.has(offset) or self._expects(flight, offset)):
             return None
-        try:
-            async with asyncio.timeout(self._patience()):
-                if not await flight.reached(offset):
-                    return None
-        except TimeoutError:
-            self._waits = False
-            return None
-        return await flight.at(offset)
+        return await flight.at(offset) if await self._arrives(flight, offset) else None
 
-    def _patience(self) -> float:
-        if self._until is None:
-            return self._horizon
-        return max(0.0, self._until - asyncio.get_running_loop().time())
+    async def _arrives(self, flight: FlightBody, offset: int) -> bool:
+        """Waits as long as the fill is expected in time: what a young one seemed to promise is looked at again."""
+        now = asyncio.get_running_loop().time
+        until = now() + self._horizon if self._until is None else self._until
+        while flight.has(offset) or self._expects(flight, offset):
+            try:
+                async with asyncio.timeout(max(0.0, min(until - now(), self._horizon / 3))):
+                    return await flight.reached(offset)
+            except TimeoutError:
+                if now() >= until:
+                    break
+        self._waits = False
+        return False
 
     async def _from_fill(self, offset: int, failure: UpstreamUnavailable) -> Piece:
         """The fill's bytes, however long they take. Raises `failure` where there is no fill."""
