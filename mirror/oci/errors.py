@@ -5,7 +5,7 @@
     │   ├── NameInvalid           400 NAME_INVALID
     │   ├── DigestInvalid         400 DIGEST_INVALID
     │   ├── RangeInvalid          400: a Range we do not serve
-    │   ├── RangeNotSatisfiable   416: starts past the end
+    │   ├── RangeNotSatisfiable   416: no byte is in the range
     │   └── Unsupported           404/405 UNSUPPORTED
     ├── Unknown                   the upstream said that there is no such thing
     │   ├── NameUnknown           404 NAME_UNKNOWN
@@ -61,12 +61,12 @@ class RangeInvalid(InvalidRequest):
 
 
 class RangeNotSatisfiable(InvalidRequest):
-    """A range that starts at or past the end; `size` is the length in bytes for Content-Range."""
+    """A range that starts at or past the end, or is backwards; `size` is the length in bytes for Content-Range."""
 
     code = "SIZE_INVALID"
 
     def __init__(self, size: int) -> None:
-        super().__init__(f"the range starts past the end of {size} bytes")
+        super().__init__(f"none of the {size} bytes that there are is in the range")
         self.size = size
 
 
