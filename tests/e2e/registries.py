@@ -42,8 +42,10 @@ class Asked:
 class Registry:
     """A Distribution process that serves what lies under `store`."""
 
-    def __init__(self, store: Path, home: Path, *, auth: Mapping[str, Any] | None = None) -> None:
-        need("docker-registry")
+    def __init__(
+        self, store: Path, home: Path, *, auth: Mapping[str, Any] | None = None, program: str = "docker-registry"
+    ) -> None:
+        need(program)
         self._port = free_port()
         self.address = f"127.0.0.1:{self._port}"
         self.url = f"http://{self.address}"
@@ -52,14 +54,14 @@ class Registry:
         config = {
             "version": 0.1,
             "log": {"level": "warn", "accesslog": {"disabled": False}},
-            "storage": {"filesystem": {"rootdirectory": str(store)}},
+            "storage": {"filesystem": {"rootdirectory": str(store)}, "delete": {"enabled": True}},
             "http": {"addr": self.address, "secret": "unused"},
             **({"auth": auth} if auth else {}),
         }
         (home / "registry.yml").write_text(json.dumps(config))
-        self._process = Process(
-            ["docker-registry", "serve", home / "registry.yml"], log=self.log, env=environment(home)
-        )
+        # registry3 would send its traces somewhere.
+        env = environment(home) | {"OTEL_TRACES_EXPORTER": "none"}
+        self._process = Process([program, "serve", home / "registry.yml"], log=self.log, env=env)
         self._process.wait_until(lambda: listens(self._port))
 
     def stop(self) -> None:
