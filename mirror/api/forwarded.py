@@ -53,7 +53,8 @@ class Proxies:
         client = peer
         hops = ",".join(headers.getall("X-Forwarded-For", ())).rsplit(",", _HOPS)
         for hop in reversed(hops[-_HOPS:]):
-            address = _hop(hop.strip())
+            hop = hop.strip()
+            address = _hop(hop) if len(hop) <= _LONGEST_HOP else None
             if address is None:
                 break
             client = address
@@ -66,10 +67,9 @@ class Proxies:
         return known is not None and any(known in network for network in self._networks)
 
 
+@lru_cache(_REMEMBERED)
 def _hop(text: str) -> str | None:
     """The address of one element of X-Forwarded-For; some proxies add a port."""
-    if len(text) > _LONGEST_HOP:
-        return None
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

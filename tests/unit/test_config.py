@@ -112,6 +112,29 @@ def test_the_environment_wins_over_the_file(write: Write) -> None:
     assert settings.timeouts.try_ == 2
 
 
+def test_lists_are_json_in_the_environment(write: Write) -> None:
+    """They replace the file's list, and a mistake in one names the variable."""
+    path = write("trusted_proxies: [10.0.0.0/8]\nupstreams: {quay.io: {hosts: [a.corp]}}\n")
+    settings = load(
+        path,
+        {
+            "MIRROR_TRUSTED_PROXIES": '["fd00::/8", "192.0.2.1"]',
+            "MIRROR_UPSTREAMS": '{"quay.io": {"hosts": ["b.corp"]}}',
+            "MIRROR_PUBLIC_URL": "https://mirror.corp",
+        },
+    )
+
+    assert settings.trusted_proxies == (ip_network("fd00::/8"), ip_network("192.0.2.1"))
+    assert settings.upstreams["quay.io"].hosts == ("b.corp",)
+    assert settings.public_url == "https://mirror.corp"
+    [problem] = problems(None, MIRROR_TRUSTED_PROXIES="10.0.0.0/8")
+    assert problem.startswith("environment variable MIRROR_TRUSTED_PROXIES: trusted_proxies is not valid JSON")
+    [problem] = problems(None, MIRROR_TRUSTED_PROXIES='["ten"]')
+    assert problem.startswith(
+        "environment variable MIRROR_TRUSTED_PROXIES: trusted_proxies.\"0\" is 'ten'; expected an IP"
+    )
+
+
 def test_the_environment_can_add_a_secret_to_an_entry_of_the_file(write: Write) -> None:
     """MIRROR_UPSTREAMS is merged key by key, so that the file need not hold the password."""
     path = write("upstreams:\n  docker.io: {username: ci, tag_ttl: 1m}\n  quay.io: {tag_ttl: 2m}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,7 @@ durations = st.integers(0, 10**9).map(lambda milliseconds: milliseconds / 1000)
         tag_ttls=st.dictionaries(texts, durations, max_size=3),
         negative_ttl=durations,
         insecure=st.booleans(),
+        hosts=st.sampled_from([(), ("mirror.corp", "mirror.corp:5001")]),
         url=st.none() | st.sampled_from(["http://127.0.0.1:1", "https://x.y/prefix"]),
     ),
     st.integers(1, 2**50),
@@ -110,7 +112,12 @@ def test_the_effective_configuration_loads_as_the_same_settings(
 ) -> None:
     """What check-config prints is a configuration with the same meaning, secrets apart."""
     upstreams = {"a.b:5000": upstream, "*.corp": UpstreamSettings(tag_ttl=1)}
-    settings = Settings(storage=Storage(max_size=size, low_watermark=share), upstreams=upstreams)
+    settings = Settings(
+        public_url="https://mirror.corp/path",
+        trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("::1")),
+        storage=Storage(max_size=size, low_watermark=share),
+        upstreams=upstreams,
+    )
     path = tmp_path_factory.mktemp("effective") / "mirror.yaml"
     path.write_text(effective(settings), encoding="utf-8")
 
