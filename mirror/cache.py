@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -190,13 +190,13 @@ class Cache:
         return record
 
     async def put_list(
-        self, question: Question, name: ListName, items: Sequence[str], following: str | None, checked_at: float
+        self, question: Question, name: ListName, items: tuple[str, ...], following: str | None, checked_at: float
     ) -> ListRecord:
         """Notes what the upstream said at `checked_at`; `following` is its query for what comes after `items`."""
         target, rest = question.target, ""
         if following is not None:
             rest = await self.put_cursor(target, name, following)
-        record = ListRecord(tuple(items), rest, checked_at, question.epoch)
+        record = ListRecord(items, rest, checked_at, question.epoch)
         if await self._stands(question):
             await self._lists.put(_key(name.kind, target, name), record, self._list_useful_for(target))
             await self._forget_absence(target, name, name.kind)

@@ -280,7 +280,10 @@ class Upstreams:
 def _page(response: Response, items: list[str] | None) -> ListPage:
     if items is None:
         raise UpstreamUnavailable(f"{response.asked}: answered with something that is no list", reason="content")
-    return ListPage(items, next_query(response.header_values("Link")))
+    try:
+        return ListPage(items, next_query(response.header_values("Link")))
+    except ValueError as error:
+        raise UpstreamUnavailable(f"{response.asked}: {error}", reason="content") from None
 
 
 class _Outside(UpstreamUnavailable):

@@ -10,21 +10,23 @@ _QUERY_LIMIT = 4096
 """Characters; pagination tokens have a few hundred."""
 _TARGET = re.compile(r"[\s,]*<([^<>]*)>")
 _PARAMETER = re.compile(r"""\s*;\s*(?:([A-Za-z0-9!#$&+.^_`|~*-]+)\s*(?:=\s*("(?:[^"\\]|\\.)*"|[^\s;,"]*))?)?""")
-_QUERY = re.compile(r"[\x21\x22\x24-\x7e]+")
+_QUERY = re.compile(r"[\x21\x22\x24-\x7e]*")
 """What can stand in a request target after the question mark: printable, and no `#`."""
 
 
 def next_query(values: Iterable[str]) -> str | None:
     """The query of the page that follows, as it stands in a response's Link headers; None where there is none.
 
-    The query alone: where it would lead, host and path, is not for another one to say. What cannot be a query (empty,
-    over 4,096 characters, not printable) counts as none.
+    The query alone: where it would lead, host and path, is not for others to say; a link without one leads nowhere.
+    Raises ValueError for what cannot be asked: over 4,096 characters, or not printable.
     """
     for value in values:
         for target, relations in _links(value):
             if "next" in relations:
                 query = target.partition("#")[0].partition("?")[2]
-                return query if _QUERY.fullmatch(query) and len(query) <= _QUERY_LIMIT else None
+                if len(query) > _QUERY_LIMIT or not _QUERY.fullmatch(query):
+                    raise ValueError("the link to the next page is too long, or not printable")
+                return query or None
     return None
 
 

@@ -35,15 +35,15 @@ _log = structlog.get_logger()
 class Gathered:
     """What an upstream said: a list up to a bound. `following` is its query for the rest; None: there is none.
 
-    `endless`: its pages came again instead of ending. `checked_at` is None where it was said just now; `stale` where it
-    was not said now at all.
+    `endless`: its pages came again instead of ending. `checked_at`: when it was said, None for just now. `source`:
+    where it comes from; what is stale is not noted again.
     """
 
-    items: Sequence[str]
+    items: tuple[str, ...]
     following: str | None = None
     endless: bool = False
     checked_at: float | None = None
-    stale: bool = False
+    source: Source = Source.MISS
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +121,12 @@ class Lists:
         question = await self._cache.question(target)
         async with self._cache.hearing_no(target, name, name.kind):
             heard = await ask()
-        if heard.stale:
-            return ListAnswer(heard.items, "", Source.STALE)
         checked_at = self._cache.now() if heard.checked_at is None else heard.checked_at
-        return _answer(
-            await self._cache.put_list(question, name, heard.items, heard.following, checked_at), Source.MISS
-        )
+        if heard.source is Source.STALE:
+            return ListAnswer(heard.items, "", heard.source)
+        if record is None or (record.items, record.checked_at) != (heard.items, checked_at):
+            record = await self._cache.put_list(question, name, heard.items, heard.following, checked_at)
+        return _answer(record, heard.source)
 
 
 async def gather(ask: Page, query: str, until: Deadline, *, pages: int = _MOST_PAGES) -> Gathered:

@@ -111,9 +111,9 @@ class ReferrersPuller:
         known = await self._cache.tag(target, tag)
         content = answer.content if answer.media_type == OCI_INDEX else None
         return Gathered(
-            parse_index(content or b"") or (),
+            tuple(parse_index(content or b"") or ()),
             checked_at=known.checked_at if known else None,
-            stale=answer.source is Source.STALE,
+            source=answer.source,
         )
 
 

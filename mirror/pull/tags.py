@@ -93,7 +93,7 @@ class TagsPuller:
             gathered = await self._from_start(target, page, until)
         if gathered.endless:
             _log.warning("an upstream's list of tags does not end", source=str(target), tags=len(gathered.items))
-        return replace(gathered, items=sorted(gathered.items))
+        return replace(gathered, items=tuple(sorted(gathered.items)))
 
     async def _from_start(self, target: Target, page: Page, until: Deadline) -> Gathered:
         try:
