@@ -103,9 +103,12 @@ class ReferrersPuller:
 
     async def _by_tag(self, target: Target, tag: Tag) -> Gathered:
         """What the index behind the tag names; nothing where there is no tag, or where it means something else."""
+        known = await self._cache.tag(target, tag)
         try:
             answer = await self._manifests.get(target, tag, head=False)
         except ManifestUnknown:
+            if known is not None:
+                await self._check_repository(target, tag)
             absence = await self._cache.absence(target, tag, "manifest")
             return Gathered((), checked_at=absence.checked_at if absence else None)
         known = await self._cache.tag(target, tag)
@@ -115,6 +118,13 @@ class ReferrersPuller:
             checked_at=known.checked_at if known else None,
             source=answer.source,
         )
+
+    async def _check_repository(self, target: Target, tag: Tag) -> None:
+        """Raises NameUnknown where the repository has gone with the tag: a HEAD's 404 has no body to say so."""
+        try:
+            await self._upstreams.get_manifest(target, tag, Deadline.after(self._first_byte))
+        except ManifestUnknown:
+            pass  # only the tag has gone
 
 
 class _NoApi(Exception):
