@@ -114,7 +114,7 @@ class TestAnswers:
     async def test_what_is_attached_is_listed(
         self, mirror: RunningMirror, image: Image, attached: list[Manifest]
     ) -> None:
-        """Descriptors as the upstream has them, with annotations and artifactType; nothing says that any are left out."""
+        """Descriptors as the upstream has them, annotations and artifactType included; none is said to be left out."""
         reply = await mirror.get(path_of(image))
 
         assert listed(reply) == [described(one) for one in attached]
