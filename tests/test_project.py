@@ -276,6 +276,7 @@ def test_snippets_are_valid_and_name_our_address(tmp_path: Path) -> None:
     """Each client's example parses in its own format and can be pointed at another address."""
     readers = {
         "buildkit/buildkitd.toml": tomllib.loads,
+        "docker/daemon-containerd-store.json": json.loads,
         "docker/daemon.json": json.loads,
         "containerd/_default/hosts.toml": tomllib.loads,
         "containerd/hosts.toml": tomllib.loads,

@@ -12,6 +12,7 @@ from tests.e2e.clients import Client, Fleet
 from tests.e2e.images import Image, build
 from tests.e2e.mirrors import MirrorProcess
 from tests.e2e.processes import free_port, tail
+from tests.e2e.redirecting import RedirectingRegistry
 from tests.e2e.registries import Upstream
 from tests.e2e.tokens import SigningKey
 
@@ -68,12 +69,16 @@ def mirror_port() -> int:
 
 @pytest.fixture(params=registries.KINDS)
 def upstream(request: pytest.FixtureRequest, store: Path, tmp_path: Path) -> Iterator[Upstream]:
-    """docker.io, in each way in which it may want to know who asks."""
+    """docker.io, in each of the ways that upstreams have."""
     match request.param:
         case "plain":
             made = registries.plain(store, tmp_path)
         case "htpasswd":
             made = registries.htpasswd(store, tmp_path)
+        case "tls":
+            made = registries.tls(store, tmp_path)
+        case "redirecting":
+            made = RedirectingRegistry(request.getfixturevalue("image"), HUB_REPOSITORY, "1").upstream()
         case kind:
             key = request.getfixturevalue("signing_key")
             made = registries.bearer(store, tmp_path, key, anonymous=kind == "anonymous-bearer")

@@ -9,16 +9,17 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.e2e.processes import Process, eventually, free_port, listens
 from tests.e2e.programs import environment, need, run
 from tests.e2e.tokens import ISSUER, SigningKey, TokenServer
+from tests.upstream.certificates import CA_FILE, KEY_FILE, client_tls
 
 USERNAME, PASSWORD = "puller", "planted-s3cret"  # also what a test looks for in places where it must not be
 
-KINDS = ("plain", "htpasswd", "bearer", "anonymous-bearer")
-"""The ways in which an upstream may want to know who asks."""
+KINDS = ("plain", "htpasswd", "bearer", "anonymous-bearer", "tls", "redirecting")
+"""The ways in which an upstream may want to know who asks, may be verified, and may hand out blobs."""
 
 _LOGGED = re.compile(r'\S+ \S+ \S+ \[[^]]*\] "(\S+) (\S+) \S+" (\d+) \d+ "[^"]*" "([^"]*)"')
 _CONTENT = re.compile(r"/(?:manifests|blobs)/")
@@ -39,23 +40,48 @@ class Asked:
         return _CONTENT.search(self.path) is not None
 
 
+class Witness(Protocol):
+    """What an upstream says of what it was asked."""
+
+    @property
+    def log(self) -> Path | None:
+        """Where it writes, if it does."""
+
+    def asked(self) -> list[Asked]:
+        """What was asked so far, in order."""
+
+    def stop(self) -> None:
+        """Ends it."""
+
+
 class Registry:
-    """A Distribution process that serves what lies under `store`."""
+    """A Distribution process that serves what lies under `store`; with `tls` under a certificate of its own."""
 
     def __init__(
-        self, store: Path, home: Path, *, auth: Mapping[str, Any] | None = None, program: str = "docker-registry"
+        self,
+        store: Path,
+        home: Path,
+        *,
+        auth: Mapping[str, Any] | None = None,
+        tls: bool = False,
+        program: str = "docker-registry",
     ) -> None:
         need(program)
         self._port = free_port()
+        self._tls = tls
         self.address = f"127.0.0.1:{self._port}"
-        self.url = f"http://{self.address}"
+        self.url = f"{'https' if tls else 'http'}://{self.address}"
         self.log = home / "registry.log"
         # JSON is YAML.
         config = {
             "version": 0.1,
             "log": {"level": "warn", "accesslog": {"disabled": False}},
             "storage": {"filesystem": {"rootdirectory": str(store)}, "delete": {"enabled": True}},
-            "http": {"addr": self.address, "secret": "unused"},
+            "http": {
+                "addr": self.address,
+                "secret": "unused",
+                **({"tls": {"certificate": str(CA_FILE), "key": str(KEY_FILE)}} if tls else {}),
+            },
             **({"auth": auth} if auth else {}),
         }
         (home / "registry.yml").write_text(json.dumps(config))
@@ -73,7 +99,11 @@ class Registry:
         A line is written after its answer was sent, so this sends a request of its own and waits for that one's line.
         """
         agent = f"witness-{uuid.uuid4().hex}"
-        connection = http.client.HTTPConnection(self.address, timeout=5)
+        connection = (
+            http.client.HTTPSConnection(self.address, timeout=5, context=client_tls())
+            if self._tls
+            else http.client.HTTPConnection(self.address, timeout=5)
+        )
         try:
             connection.request("GET", "/v2/", headers={"User-Agent": agent})
             connection.getresponse().read()
@@ -92,13 +122,13 @@ class Registry:
 class Upstream:
     """A registry and what the mirror has to know about it."""
 
-    registry: Registry
+    registry: Witness
     settings: Mapping[str, str]
     """The mirror's `upstreams:` entry for it."""
     tokens: TokenServer | None = None
 
     @property
-    def log(self) -> Path:
+    def log(self) -> Path | None:
         return self.registry.log
 
     def stop(self) -> None:
@@ -112,6 +142,12 @@ def plain(store: Path, home: Path) -> Upstream:
     """An upstream that lets everybody read."""
     registry = Registry(store, home)
     return Upstream(registry, {"url": registry.url})
+
+
+def tls(store: Path, home: Path) -> Upstream:
+    """An upstream whose certificate only a CA of its own vouches for."""
+    registry = Registry(store, home, tls=True)
+    return Upstream(registry, {"url": registry.url, "ca_file": str(CA_FILE)})
 
 
 def htpasswd(store: Path, home: Path) -> Upstream:

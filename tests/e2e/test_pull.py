@@ -13,9 +13,9 @@ from tests.e2e.images import Image
 from tests.e2e.mirrors import MirrorProcess
 from tests.e2e.pairs import pairwise
 from tests.e2e.processes import eventually
-from tests.e2e.registries import KINDS, PASSWORD, USERNAME, Registry, Upstream
+from tests.e2e.registries import KINDS, PASSWORD, USERNAME, Upstream, Witness
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60)]  # a daemon may have to start first
 
 IMAGE = f"docker.io/{HUB_REPOSITORY}:1"
 OTHER_IMAGE = f"ghcr.io/{OTHER_REPOSITORY}:1"
@@ -23,15 +23,17 @@ OTHER_IMAGE = f"ghcr.io/{OTHER_REPOSITORY}:1"
 NAMES: dict[tuple[str, ...], str] = {
     (choice.client, choice.generation, choice.store): name for name, choice in CLIENTS.items()
 }
-COVERED = [(NAMES[row[:3]], row[3]) for row in pairwise((*form, kind) for form in NAMES for kind in KINDS)]
+PAIRS = [(NAMES[row[:3]], row[3]) for row in pairwise((*form, kind) for form in NAMES for kind in KINDS)]
 """Client, generation, store and upstream in pairs."""
+COVERED = [*PAIRS, *((name, KINDS[0]) for name in CLIENTS if name not in dict(PAIRS))]
+"""The same, and each client in each of its forms once at least."""
 
 # Where one client or one kind of upstream is enough to show it.
 SKOPEO = pytest.mark.parametrize("client", ["skopeo"], indirect=True)
 PLAIN = pytest.mark.parametrize("upstream", ["plain"], indirect=True)
 
 
-def blobs_fetched(registry: Registry) -> Counter[str]:
+def blobs_fetched(registry: Witness) -> Counter[str]:
     """How often each blob's bytes have left the registry."""
     return Counter(
         asked.path.rpartition("/")[2].partition("?")[0]

@@ -7,7 +7,7 @@ ends. Those with a daemon are slow to start, so that tests share one of each.
 from tests.e2e.clients.client import DEFAULT_ADDRESS, Client, snippet
 from tests.e2e.clients.containerd import Containerd, Crictl
 from tests.e2e.clients.containers import Buildah, Podman, Skopeo
-from tests.e2e.clients.docker import Docker
+from tests.e2e.clients.docker import Docker, DockerOnContainerd
 from tests.e2e.clients.fleet import CLIENTS, Fleet
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Containerd",
     "Crictl",
     "Docker",
+    "DockerOnContainerd",
     "Fleet",
     "Podman",
     "Skopeo",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.e2e import cgroups
@@ -12,6 +13,7 @@ from tests.e2e.clients.client import need_overlay, snippet
 from tests.e2e.images import Image
 from tests.e2e.processes import remove_tree
 from tests.e2e.programs import need, run
+from tests.e2e.trixie import inside, need_trixie
 
 
 class Skopeo:
@@ -51,8 +53,12 @@ class Skopeo:
 class Podman:
     """podman, which runs what it pulled by runc."""
 
-    def __init__(self, home: Path, mirror: str, *, driver: str = "vfs") -> None:
-        need("podman", "runc", root=True)
+    def __init__(self, home: Path, mirror: str, *, driver: str = "vfs", trixie: bool = False) -> None:
+        """The podman of this machine, or that of Debian 13."""
+        if trixie:
+            need_trixie()
+        else:
+            need("podman", "runc", root=True)
         if driver != "vfs":
             need_overlay(home)
         self.log = home / "podman.log"
@@ -60,8 +66,10 @@ class Podman:
         self._state = home / "state"
         self._state.mkdir()
         config = snippet("containers/registries.conf", mirror, home / "registries.conf")
-        self._env = {"CONTAINERS_REGISTRIES_CONF": str(config)}
-        self._podman = (
+        # Version 5 warns about control groups of version 1 with every command, among what the command prints.
+        self._env = {"CONTAINERS_REGISTRIES_CONF": str(config), "PODMAN_IGNORE_CGROUPSV1_WARNING": "1"}
+        self._trixie = trixie
+        self._podman: tuple[str | Path, ...] = (
             "podman", "--storage-driver", driver, "--root", self._state / "root", "--runroot", self._state / "run",
             "--tmpdir", self._state / "tmp", "--runtime", "runc", "--cgroup-manager", "cgroupfs",
             "--events-backend", "file",
@@ -86,7 +94,10 @@ class Podman:
         remove_tree(self._state)
 
     def _run(self, *arguments: str) -> str:
-        return run(*self._podman, *arguments, home=self._home, env=self._env)
+        command: Sequence[str | Path] = (*self._podman, *arguments)
+        if self._trixie:
+            command = inside(*command, visible=self._home)
+        return run(*command, home=self._home, env=self._env)
 
 
 class Buildah:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.e2e import cgroups
@@ -9,6 +10,7 @@ from tests.e2e.clients.client import is_socket, need_overlay, snippet
 from tests.e2e.images import Image
 from tests.e2e.processes import Process, remove_tree
 from tests.e2e.programs import environment, need, run
+from tests.e2e.trixie import inside, need_trixie
 
 
 class Docker:
@@ -16,6 +18,18 @@ class Docker:
 
     def __init__(self, home: Path, mirror: str, *, driver: str = "vfs") -> None:
         need("dockerd", "docker", "containerd", "runc", "iptables", root=True)
+        self._start(home, mirror, example="docker/daemon.json", driver=driver, enter=list)
+
+    def _start(
+        self,
+        home: Path,
+        mirror: str,
+        *,
+        example: str,
+        driver: str,
+        enter: Callable[[Sequence[str | Path]], list[str | Path]],
+    ) -> None:
+        """Starts the daemon by the command that `enter` makes of its own."""
         if driver != "vfs":  # which works on every file system
             need_overlay(home)
         self.log = home / "dockerd.log"
@@ -24,16 +38,16 @@ class Docker:
         socket = self._state / "docker.sock"
         self._docker = ("docker", "--host", f"unix://{socket}")
         self._state.mkdir()
-        config = snippet("docker/daemon.json", mirror, home / "daemon.json")
+        config = snippet(example, mirror, home / "daemon.json")
         self._daemon = Process(
-            [
+            enter([
                 "dockerd", "--config-file", config, "--host", f"unix://{socket}",
                 "--data-root", self._state / "data", "--exec-root", self._state / "exec",
                 "--pidfile", self._state / "pid",
                 "--storage-driver", driver, "--cgroup-parent", cgroups.PARENT,
                 # No network set-up of the host is touched.
                 "--bridge", "none", "--iptables=false", "--ip6tables=false",
-            ],
+            ]),
             log=self.log,
             env=environment(home),
         )  # fmt: skip
@@ -56,3 +70,18 @@ class Docker:
 
     def _run(self, *arguments: str, seconds: float = 15) -> str:
         return run(*self._docker, *arguments, home=self._home, seconds=seconds)
+
+
+class DockerOnContainerd(Docker):
+    """dockerd of Debian 13, images in its containerd store. It pulls as containerd does, and says `?ns=docker.io`."""
+
+    def __init__(self, home: Path, mirror: str) -> None:
+        need_trixie()
+        need("docker")
+        self._start(
+            home,
+            mirror,
+            example="docker/daemon-containerd-store.json",
+            driver="overlayfs",
+            enter=lambda argv: inside(*argv, visible=home),
+        )

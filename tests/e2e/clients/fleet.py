@@ -12,7 +12,7 @@ from tests.e2e import cgroups
 from tests.e2e.clients.client import Client
 from tests.e2e.clients.containerd import Containerd, Crictl, Daemon
 from tests.e2e.clients.containers import Buildah, Podman, Skopeo
-from tests.e2e.clients.docker import Docker
+from tests.e2e.clients.docker import Docker, DockerOnContainerd
 
 
 class Fleet:
@@ -66,6 +66,7 @@ class Choice:
 CLIENTS: Mapping[str, Choice] = {
     "dockerd": Choice(lambda fleet: Docker(*fleet.place()), "dockerd", "vfs"),
     "dockerd-overlay2": Choice(lambda fleet: Docker(*fleet.place(), driver="overlay2"), "dockerd", "overlay"),
+    "dockerd-containerd-store": Choice(lambda fleet: DockerOnContainerd(*fleet.place()), "dockerd", "overlay", "new"),
     "containerd": Choice(lambda fleet: Containerd(fleet.containerd(1)), "ctr", "native"),
     "containerd-cri": Choice(lambda fleet: Crictl(fleet.containerd(1)), "crictl", "overlay"),
     "containerd2": Choice(
@@ -74,6 +75,7 @@ CLIENTS: Mapping[str, Choice] = {
     "containerd2-cri": Choice(lambda fleet: Crictl(fleet.containerd(2)), "crictl", "overlay", "new"),
     "podman": Choice(lambda fleet: Podman(*fleet.place()), "podman", "vfs"),
     "podman-overlay": Choice(lambda fleet: Podman(*fleet.place(), driver="overlay"), "podman", "overlay"),
+    "podman5": Choice(lambda fleet: Podman(*fleet.place(), driver="overlay", trixie=True), "podman", "overlay", "new"),
     "buildah": Choice(lambda fleet: Buildah(*fleet.place()), "buildah", "vfs"),
     "buildah-overlay": Choice(lambda fleet: Buildah(*fleet.place(), driver="overlay"), "buildah", "overlay"),
     "skopeo": Choice(lambda fleet: Skopeo(*fleet.place()), "skopeo", "directory"),
