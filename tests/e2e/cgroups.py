@@ -5,20 +5,29 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tests.e2e.processes import eventually
+
 PARENT = f"/mirror-e2e-{os.getpid()}"
 """Its path from the top of every hierarchy, as the clients' options want it. Daemons make it when they need it."""
 
 
 def remove() -> None:
-    """Removes the group in every hierarchy. A group that still holds a process stays, and the caller hears of it."""
-    for hierarchy in _hierarchies():
-        top = hierarchy / PARENT.removeprefix("/")
-        if top.is_dir():
-            for group in sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True):
-                group.rmdir()
-            top.rmdir()
+    """Removes the group in every hierarchy. Raises OSError where it still holds a process after a while."""
+    if not eventually(_is_gone):
+        raise OSError(f"{PARENT} is still in use in {', '.join(map(str, _groups()))}")
 
 
-def _hierarchies() -> list[Path]:
+def _is_gone() -> bool:
+    for group in reversed(_groups()):
+        try:
+            group.rmdir()
+        except OSError:
+            continue  # what ran here has ended, but the kernel may not be done with it
+    return not _groups()
+
+
+def _groups() -> list[Path]:
+    """The group and those in it, in all hierarchies, each before its own."""
     mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
-    return [Path(point) for _, point, kind, *_ in mounts if kind in ("cgroup", "cgroup2")]
+    tops = [Path(point) / PARENT.removeprefix("/") for _, point, kind, *_ in mounts if kind in ("cgroup", "cgroup2")]
+    return [group for top in tops if top.is_dir() for group in (top, *sorted(p for p in top.rglob("*") if p.is_dir()))]

@@ -128,9 +128,9 @@ class Crictl:
         logs.mkdir()
         pod = self._document("pod", _POD | {"log_directory": str(logs)})
         container = self._document("container", _CONTAINER | {"image": {"image": reference}})
-        self._crictl("run", container, pod)
+        self._crictl("run", "--no-pull", container, pod)
         try:
-            assert eventually(lambda: image.greeting in _text(logs / "log")), _text(logs / "log")
+            assert eventually(lambda: image.greeting in _text(logs / "log"), seconds=15), _text(logs / "log")
         finally:
             self._crictl("rmp", "--all", "--force")
 
