@@ -27,7 +27,7 @@ CODES = frozenset(
     }
 )
 """Those of the distribution specification."""
-_PATIENCE = 10.0
+_PATIENCE = 5.0
 _QUIET = 0.03
 _BODILESS = (204, 304)
 
@@ -132,11 +132,12 @@ def _received(client: socket.socket) -> list[Answer]:
     data = bytearray()
     answers: list[Answer] = []
     while True:
-        client.settimeout(_QUIET if answers else _PATIENCE)
+        headers_alone = data.endswith(b"\r\n\r\n") and not answers  # as of a HEAD, if nothing follows
+        client.settimeout(_QUIET if answers else 10 * _QUIET if headers_alone else _PATIENCE)
         try:
             piece = client.recv(1 << 20)
         except TimeoutError:
-            assert answers, f"no answer, only {bytes(data)!r}"
+            assert answers or headers_alone, f"no answer, only {bytes(data)!r}"
             piece = b""
         except ConnectionError:
             piece = b""

@@ -23,6 +23,8 @@ class MirrorProcess:
         self.data = home / "data"
         self._home = home
         self._port = port
+        self.address = f"127.0.0.1:{port}"
+        self.url = f"http://{self.address}"
         self._admin_port = free_port()
         self._process: Process | None = None
 

@@ -55,7 +55,10 @@ class Witness(Protocol):
 
 
 class Registry:
-    """A Distribution process that serves what lies under `store`; with `tls` under a certificate of its own."""
+    """A Distribution process (`program`) that serves what lies under `store`; with `tls` under our test certificate.
+
+    With `proxy`, the URL of another registry, it is that one's pull-through cache and keeps it there.
+    """
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Registry:
         *,
         auth: Mapping[str, Any] | None = None,
         tls: bool = False,
+        proxy: str | None = None,
         program: str = "docker-registry",
     ) -> None:
         need(program)
@@ -83,6 +87,7 @@ class Registry:
                 **({"tls": {"certificate": str(CA_FILE), "key": str(KEY_FILE)}} if tls else {}),
             },
             **({"auth": auth} if auth else {}),
+            **({"proxy": {"remoteurl": proxy}} if proxy else {}),
         }
         (home / "registry.yml").write_text(json.dumps(config))
         # registry3 would send its traces somewhere.
