@@ -30,7 +30,7 @@ from mirror.oci.tag_list import parse_tags
 from mirror.routing import Router, Target, UpstreamName
 from mirror.transport import BlobStream, Deadline, Destination, Request, Response, Transport
 
-_NO_HEAD = (405, 501)
+_NO_METHOD = (405, 501)
 _RANGE_REFUSED = frozenset({400, 416})
 _MISSING = frozenset({404})
 _FIRST_BYTE = ByteRange(0, 0)
@@ -105,7 +105,7 @@ class Upstreams:
             if error.reason == "redirect":
                 return _NO_USE  # signed URLs are bound to their method
             raise
-        if response.status in _NO_HEAD:
+        if response.status in _NO_METHOD:
             return _NO_USE
         if response.status != 200:
             _fail(response, target, ManifestUnknown(f"{target}: the upstream has no manifest {reference}"))
@@ -149,7 +149,7 @@ class Upstreams:
         if response.status == 200 and _says(response, digest) and not _is_page(response, digest):
             if response.content_length is not None and response.content_encoding is None:
                 return response.content_length
-        elif response.status not in (200, *_NO_HEAD) and not 300 <= response.status < 400:
+        elif response.status not in (200, *_NO_METHOD) and not 300 <= response.status < 400:
             _fail(response, target, BlobUnknown(f"{target}: the upstream has no blob {digest}"))
         return await self._size_by_first_byte(target, digest, deadline)
 
@@ -180,7 +180,7 @@ class Upstreams:
         if response.redirected and response.status == 404:
             _check_registry(response)
         if response.status in _PAGE_REFUSED and query:
-            raise UpstreamUnavailable(f"{response.asked}: refused the query {query[:80]!r}", reason="page")
+            raise UpstreamUnavailable(f"{response.asked}: refused a page ({response.status})", reason="page")
         if response.status != 200:
             _fail(response, target, TagsUnknown(f"{target}: the upstream lists no tags"))
         return _page(response, parse_tags(response.body))
@@ -196,6 +196,7 @@ class Upstreams:
             f"referrers/{digest}",
             query,
             headers={"Accept": OCI_INDEX},
+            heeded=_NO_REFERRERS,
             check_redirect=_stay_inside,
         )
         try:
@@ -207,7 +208,8 @@ class Upstreams:
             raise NameUnknown(f"{target}: the upstream has no such repository")
         if response.status in _NO_REFERRERS:
             # What is said with a code is said of this repository or digest; a page that is not found, of the path.
-            return NoReferrers(surely=response.status != 400 and codes <= {"UNSUPPORTED"})
+            of_itself = response.status in _NO_METHOD or (response.status != 400 and codes <= {"UNSUPPORTED"})
+            return NoReferrers(of_itself)
         if response.status != 200:
             raise UpstreamUnavailable(f"{response.asked}: answered {response.status}", reason="status")
         if media_type_of(None, response.headers.get("Content-Type")) != OCI_INDEX:

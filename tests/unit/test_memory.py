@@ -80,6 +80,34 @@ async def test_the_number_of_keys_is_bounded() -> None:
     await memory.close()
 
 
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-1, 12)), max_size=40))
+async def test_the_weight_of_the_values_is_bounded(steps: list[tuple[str, int]]) -> None:
+    """What is held weighs at most the limit; the value set last is held unless it alone is too heavy (-1: deleted)."""
+    memory = Memory(limit=10, weigh=lambda value: int(value))
+    for name, weight in steps:
+        if weight < 0:
+            await memory.delete((name,))
+        else:
+            await memory.set((name,), weight, 60)
+        assert await memory.get((name,)) == (weight if 0 <= weight <= 10 else None)
+        held = [await memory.get((name,)) for name in "abcd"]
+        assert sum(value for value in held if value is not None) <= 10
+    await memory.close()
+
+
+async def test_the_least_recently_used_makes_room_for_a_heavy_value() -> None:
+    """As many as it takes, and no more."""
+    memory = Memory(limit=10, weigh=len)
+    for name in "abc":
+        await memory.set((name,), name * 3, 60)
+    await memory.get(("a",))
+
+    await memory.set(("d",), "dddd", 60)
+
+    assert [await memory.get((name,)) for name in "abcd"] == ["aaa", None, "ccc", "dddd"]
+    await memory.close()
+
+
 async def test_closing_leaves_no_timer() -> None:
     """Nothing of it wakes the loop later."""
     memory = Memory()

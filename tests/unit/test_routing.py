@@ -146,6 +146,37 @@ def test_a_tag_is_fresh_by_the_first_pattern_its_upstream_or_the_default(host: s
     assert router.tag_ttl(UpstreamName(host, host), tag) == ttl
 
 
+SIGNATURE = f"sha256-{64 * 'a'}.sig"
+
+
+@pytest.mark.parametrize(
+    ("settings", "ttl"),
+    [
+        (UpstreamSettings(), 30),
+        (UpstreamSettings(tag_ttl=3600), 30),
+        (UpstreamSettings(tag_ttl=7), 7),
+        (UpstreamSettings(tag_ttl=0), 0),
+        (UpstreamSettings(tag_ttls={"v*": 900}), 30),
+    ],
+)
+def test_lists_and_signatures_are_fresh_for_half_a_minute_at_most(settings: UpstreamSettings, ttl: float) -> None:
+    """Or as long as any tag of that upstream, if that is shorter."""
+    router = Router(Settings(upstreams={"quay.io": settings}))
+    quay = UpstreamName("quay.io", "quay.io")
+
+    assert router.tag_ttl(quay, SIGNATURE) == ttl
+    assert router.list_ttl(quay) == ttl
+
+
+def test_a_pattern_says_how_long_signatures_are_fresh() -> None:
+    """An operator who names them knows better."""
+    router = Router(Settings(upstreams={"quay.io": UpstreamSettings(tag_ttls={"*.sig": 900})}))
+    quay = UpstreamName("quay.io", "quay.io")
+
+    assert router.tag_ttl(quay, SIGNATURE) == 900
+    assert router.tag_ttl(quay, SIGNATURE.replace(".sig", ".att")) == 30
+
+
 FRONT = Settings(
     public_url="https://corp.example/mirror",
     upstreams={

@@ -109,6 +109,43 @@ async def test_tag_lists(start_upstream: StartUpstream, client: aiohttp.ClientSe
         assert str(response.links["next"]["url"]).endswith("?cursor=a")
 
 
+async def test_tag_lists_of_other_registries(start_upstream: StartUpstream, client: aiohttp.ClientSession) -> None:
+    """In the order of their pushes, with links that are absolute, elsewhere or misplaced, and with `last` ignored."""
+    upstream = await start_upstream(page_size=2, tag_order="pushed", link_style="opaque")
+    for tag in ("c", "a", "b"):
+        upstream.add_image("x", tag)
+    url = upstream.url + "/v2/x/tags/list"
+    async with client.get(url) as response:
+        assert (await response.json())["tags"] == ["c", "a"]
+        following = response.links["next"]["url"]
+    async with client.get(following) as response:
+        assert (await response.json())["tags"] == ["b"]
+    places = {"absolute": url, "elsewhere": f"{upstream.cdn_url}/v2/x/tags/list", "misplaced": "/wrong/v2/x/tags/list"}
+    for upstream.link_style, place in places.items():
+        async with client.get(url) as response:
+            assert f"{place}?last=a&n=2" in response.headers["Link"]
+    upstream.honours_last, upstream.tag_order = False, "sorted"
+    async with client.get(f"{url}?last=b") as response:
+        assert (await response.json())["tags"] == ["a", "b"]
+
+
+async def test_referrers_in_pages(start_upstream: StartUpstream, client: aiohttp.ClientSession) -> None:
+    """Lists of referrers have pages, too; a descriptor has the artifact's type and annotations."""
+    upstream = await start_upstream(page_size=1, referrers=True)
+    image = upstream.add_image("x", "1")
+    artifact = {"artifactType": "a/b", "annotations": {"k": "v"}, "subject": image.manifest.descriptor}
+    for number in range(2):
+        upstream.put_manifest("x", {"schemaVersion": 2, **artifact, "number": number})
+    async with client.get(f"{upstream.url}/v2/x/referrers/{image.digest}?artifactType=a/b") as response:
+        (first,) = (await response.json())["manifests"]
+        following = response.links["next"]["url"]
+    async with client.get(following) as response:
+        (second,) = (await response.json())["manifests"]
+        assert "Link" not in response.headers
+    assert first["digest"] != second["digest"]
+    assert (first["artifactType"], first["annotations"]) == ("a/b", {"k": "v"})
+
+
 async def test_referrers(start_upstream: StartUpstream, client: aiohttp.ClientSession) -> None:
     """With `referrers` on, what names a subject is listed under it; off, the endpoint does not exist."""
     upstream = await start_upstream(referrers=True)
