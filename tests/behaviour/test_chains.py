@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -10,10 +11,12 @@ from pydantic import SecretStr
 
 from mirror.config import UpstreamSettings
 from mirror.oci.digest import Digest
+from mirror.oci.manifest import OCI_INDEX
 from tests.conftest import StartMirror
 from tests.harness import Reply, RunningMirror
 from tests.reading import Reading
 from tests.upstream import Basic, Bearer, FakeRegistry, Fault, Image, flip, no_length, reset, stall, status
+from tests.upstream.fixtures import StartUpstream
 
 REPOSITORY = "library/demo"
 ABSENT = Digest.of(b"nobody has this")
@@ -353,3 +356,75 @@ async def test_a_wrong_byte_looks_whole_to_nobody(
     await settle(chain)
     assert (await chain[0].blob("demo", blob.digest)).body == blob.content
     assert upstream.bytes_for(blob) == 2 * blob.size
+
+
+# Lists.
+
+
+async def test_tags_come_through_whole_and_in_pages(chain: Chain, upstream: FakeRegistry, image: Image) -> None:
+    """However the upstream cuts them; each page leads to the next, where its own mirror is."""
+    tags = [f"v{number:02}" for number in range(11)]
+    for tag in tags:
+        upstream.tag(REPOSITORY, tag, image)
+    upstream.page_size = 3
+    wanted = ["1", *tags]
+
+    whole = await chain[0].get("/v2/demo/tags/list")
+    paged, path = [], "/v2/demo/tags/list?n=5"
+    while path:
+        page = await chain[0].get(path)
+        paged.append(json.loads(page.body)["tags"])
+        path = page.headers.get("Link", "").partition(">")[0].removeprefix("<")
+
+    assert json.loads(whole.body)["tags"] == wanted
+    assert paged == [wanted[:5], wanted[5:10], wanted[10:]]
+
+
+@pytest.mark.parametrize("api", [True, False], ids=["by the API", "by a tag"])
+async def test_referrers_come_through(chain: Chain, upstream: FakeRegistry, image: Image, *, api: bool) -> None:
+    """From an upstream that knows them, and from one where they stand under a tag; none is an empty index."""
+    upstream.referrers = api
+    signature = upstream.add_image(REPOSITORY, subject=image.manifest)
+    if not api:
+        body = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [signature.manifest.descriptor]}
+        upstream.put_manifest(REPOSITORY, body, f"sha256-{image.digest.hex}", media_type=OCI_INDEX)
+
+    found = await chain[0].get(f"/v2/demo/referrers/{image.digest}")
+    none = await chain[0].get(f"/v2/demo/referrers/{ABSENT}")
+
+    assert [one["digest"] for one in json.loads(found.body)["manifests"]] == [str(signature.digest)]
+    assert (none.status, json.loads(none.body)["manifests"]) == (200, [])
+    assert found.headers["Content-Type"] == none.headers["Content-Type"] == OCI_INDEX
+
+
+# Several registries.
+
+
+async def test_one_mirror_serves_several_registries_to_another(
+    start_mirror: StartMirror, start_upstream: StartUpstream, upstream: FakeRegistry, image: Image
+) -> None:
+    """By its URL with the registry's name as a path; each is private, dead or throttled by itself."""
+    private, dead = await start_upstream(auth=Basic({"ci": "secret"})), await start_upstream()
+    theirs = private.add_image("team/app", "1")
+    private.make_private("team/app")
+    dead.add_image("team/app", "1")
+    far = await start_mirror(
+        upstreams={
+            "docker.io": upstream,
+            "private.test:5000": UpstreamSettings(url=private.url, username="ci", password=SecretStr("secret")),
+            "dead.test": dead,
+        }
+    )
+    names = ("docker.io", "private.test:5000", "dead.test")
+    near = await start_mirror(upstreams={name: UpstreamSettings(url=f"{far.url}/{name}") for name in names})
+    await dead.stop()
+
+    assert (await near.manifest("dead.test/team/app", "1")).status == 503
+    for name, wanted in (("demo", image), ("private.test:5000/team/app", theirs)):
+        for method in ("HEAD", "GET"):
+            tag = await near.manifest(name, "1", method=method)
+            assert tag.headers["Docker-Content-Digest"] == str(wanted.digest)
+            assert (await near.blob(name, wanted.layers[0].digest, method=method)).status == 200
+    listed = await near.get("/v2/private.test:5000/team/app/tags/list")
+    assert json.loads(listed.body) == {"name": "private.test:5000/team/app", "tags": ["1"]}
+    assert (await near.manifest("dead.test/team/app", "1")).status == 503
