@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from tests.e2e.clients import CLIENTS, Client
+from tests.e2e.clients import CLIENTS, Client, Docker
 from tests.e2e.conftest import HUB_REPOSITORY, OTHER_REPOSITORY
 from tests.e2e.images import Image
 from tests.e2e.mirrors import MirrorProcess
@@ -120,6 +120,22 @@ def test_client_names_the_upstream(
     client.use(OTHER_IMAGE, other_image)
     assert blobs_fetched(both_upstreams["ghcr.io"].registry) == Counter(other_image.blobs)
     assert both_upstreams["docker.io"].registry.asked() == []
+
+
+@pytest.mark.parametrize("client", ["dockerd", "dockerd-containerd-store"], indirect=True)
+@PLAIN
+def test_docker_pulls_all_tags(client: Client, image: Image, mirror: MirrorProcess, upstream: Upstream) -> None:
+    """`docker pull --all-tags` gets the list through the mirror too, and the same with the upstream stopped."""
+    assert isinstance(client, Docker)
+    mirror.start({"docker.io": upstream.settings}, tag_ttl="0s", timeouts={"stale_after": "500ms"})
+    client.pull_all_tags(f"docker.io/{HUB_REPOSITORY}")
+    client.use(IMAGE, image)
+    upstream.stop()
+
+    client.empty()
+    client.pull_all_tags(f"docker.io/{HUB_REPOSITORY}")
+
+    client.use(IMAGE, image)
 
 
 @SKOPEO

@@ -56,6 +56,10 @@ class Docker:
     def pull(self, reference: str) -> None:
         self._run("pull", "--quiet", reference, seconds=60)  # it waits long before it tries anew
 
+    def pull_all_tags(self, repository: str) -> None:
+        """Pulls whatever tags the repository has, of which the registry knows the list."""
+        self._run("pull", "--quiet", "--all-tags", repository, seconds=60)
+
     def use(self, reference: str, image: Image) -> None:
         printed = self._run("run", "--rm", "--network", "none", reference)
         assert printed.strip() == image.greeting
