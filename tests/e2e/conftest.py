@@ -46,13 +46,13 @@ def other_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Path:
     """A registry's storage with `image` in it; registries share it, since nobody writes there again."""
-    return _stored(tmp_path_factory.mktemp("store"), image, HUB_REPOSITORY)
+    return stored(tmp_path_factory.mktemp("store"), image, HUB_REPOSITORY)
 
 
 @pytest.fixture(scope="session")
 def other_store(tmp_path_factory: pytest.TempPathFactory, other_image: Image) -> Path:
     """The same with `other_image`."""
-    return _stored(tmp_path_factory.mktemp("store"), other_image, OTHER_REPOSITORY)
+    return stored(tmp_path_factory.mktemp("store"), other_image, OTHER_REPOSITORY)
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +121,8 @@ def client(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Client]:
     used.empty()
 
 
-def _stored(store: Path, image: Image, repository: str) -> Path:
+def stored(store: Path, image: Image, repository: str) -> Path:
+    """`store`, once a registry has written `image` there as `repository:1`."""
     registry = registries.Registry(store, store.parent)
     try:
         image.push(registry.address, repository, "1", home=store.parent)

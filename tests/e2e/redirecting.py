@@ -42,4 +42,4 @@ class RedirectingRegistry:
 def _line(seen: Seen) -> Asked:
     # The CDN's path is its own; the blob that it gave is one of the registry's.
     path = f"/v2/{seen.repository}/blobs/{seen.digest}" if seen.origin == "cdn" else seen.path
-    return Asked(seen.method, path, seen.status or 0, seen.headers.get("User-Agent", ""))
+    return Asked(seen.method, path, seen.status or 0, seen.bytes_sent, seen.headers.get("User-Agent", ""))

@@ -21,7 +21,7 @@ USERNAME, PASSWORD = "puller", "planted-s3cret"  # also what a test looks for in
 KINDS = ("plain", "htpasswd", "bearer", "anonymous-bearer", "tls", "redirecting")
 """The ways in which an upstream may want to know who asks, may be verified, and may hand out blobs."""
 
-_LOGGED = re.compile(r'\S+ \S+ \S+ \[[^]]*\] "(\S+) (\S+) \S+" (\d+) \d+ "[^"]*" "([^"]*)"')
+_LOGGED = re.compile(r'\S+ \S+ \S+ \[[^]]*\] "(\S+) (\S+) \S+" (\d+) (\d+) "[^"]*" "([^"]*)"')
 _CONTENT = re.compile(r"/(?:manifests|blobs)/")
 
 
@@ -32,6 +32,8 @@ class Asked:
     method: str
     path: str
     status: int
+    size: int
+    """Bytes of the body that were sent."""
     agent: str
 
     @property
@@ -120,7 +122,7 @@ class Registry:
 
     def _lines(self) -> list[Asked]:
         found = (_LOGGED.match(line) for line in self.log.read_text().splitlines())
-        return [Asked(line[1], line[2], int(line[3]), line[4]) for line in found if line]
+        return [Asked(line[1], line[2], int(line[3]), int(line[4]), line[5]) for line in found if line]
 
 
 @dataclass(frozen=True, slots=True)
