@@ -278,9 +278,12 @@ def test_snippets_are_valid_and_name_our_address(tmp_path: Path) -> None:
         "buildkit/buildkitd.toml": tomllib.loads,
         "docker/daemon-containerd-store.json": json.loads,
         "docker/daemon.json": json.loads,
+        "containerd/_default/hosts-strict.toml": tomllib.loads,
         "containerd/_default/hosts.toml": tomllib.loads,
         "containerd/hosts.toml": tomllib.loads,
+        "containers/registries-strict.conf": tomllib.loads,
         "containers/registries.conf": tomllib.loads,
+        "crio/registries.conf": tomllib.loads,
     }
     for name, read in readers.items():
         text = snippet(name, "mirror.example:8080", tmp_path / name).read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 from tests.e2e.processes import eventually
@@ -12,7 +13,13 @@ PARENT = f"/mirror-e2e-{os.getpid()}"
 
 
 def remove() -> None:
-    """Removes the group in every hierarchy. Raises OSError where it still holds a process after a while."""
+    """Removes the group in every hierarchy, and what a failed test left running in it.
+
+    Raises OSError where that does not end.
+    """
+    for group in _groups():
+        for process in (group / "cgroup.procs").read_text().split():
+            os.kill(int(process), signal.SIGKILL)
     if not eventually(_is_gone):
         raise OSError(f"{PARENT} is still in use in {', '.join(map(str, _groups()))}")
 

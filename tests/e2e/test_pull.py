@@ -107,7 +107,7 @@ def test_crash_loses_nothing_that_was_held(
     client.use(IMAGE, image)
 
 
-@pytest.mark.parametrize("client", ["containerd", "skopeo"], indirect=True)
+@pytest.mark.parametrize("client", ["containerd", "containerd2-cri", "podman", "skopeo", "crio"], indirect=True)
 @PLAIN
 def test_client_names_the_upstream(
     client: Client, other_image: Image, mirror: MirrorProcess, both_upstreams: dict[str, Upstream]

@@ -20,6 +20,8 @@ class Client(Protocol):
     """Something that pulls from the registry which an image's name says, through the mirror."""
 
     log: Path
+    config: Path
+    """The file that names the mirror, made of an example."""
 
     def pull(self, reference: str) -> None:
         """Pulls `reference`, a full name such as docker.io/library/busybox:1; fails the test if it cannot."""

@@ -37,10 +37,10 @@ class Daemon:
         snippet("containerd/hosts.toml", mirror, self.by_registry / "docker.io" / "hosts.toml")
         for_others = snippet("containerd/hosts.toml", mirror, self.by_registry / "ghcr.io" / "hosts.toml")
         for_others.write_text(for_others.read_text().replace("registry-1.docker.io", "ghcr.io"))
-        for_all = home / "for-all"
-        snippet("containerd/_default/hosts.toml", mirror, for_all / "_default" / "hosts.toml")
+        self.for_all = home / "for-all"
+        snippet("containerd/_default/hosts.toml", mirror, self.for_all / "_default" / "hosts.toml")
         config = home / "containerd.toml"
-        config.write_text(_SETTINGS[version].format(state=self._state, hosts=for_all, sandbox=_SANDBOX))
+        config.write_text(_SETTINGS[version].format(state=self._state, hosts=self.for_all, sandbox=_SANDBOX))
         if fetch_buffer:
             with config.open("a") as file:
                 file.write(_FETCH_BUFFER.format(fetch_buffer=fetch_buffer))
@@ -69,9 +69,20 @@ class Daemon:
         another's pull."""
         return self.content("default") == set() and self.content("k8s.io") <= self._sandbox_content
 
+    def crictl(self, *arguments: str | Path) -> str:
+        """Runs crictl and returns what it printed."""
+        endpoint = f"unix://{self.socket}"
+        # Without it, crictl would read a configuration of this machine's.
+        config = self.home / "crictl.yaml"
+        config.write_text(f"runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\ntimeout: 15\n")
+        return run("crictl", "--config", config, *arguments, home=self.home)
+
     def stop(self) -> None:
-        self._process.stop()
-        remove_tree(self._state)
+        try:
+            self.crictl("rmp", "--all", "--force")  # a test that failed leaves its pod, and that would outlive us
+        finally:
+            self._process.stop()
+            remove_tree(self._state)
 
     def _load_sandbox(self) -> None:
         layout = self.home / "sandbox"
@@ -87,6 +98,7 @@ class Containerd:
 
     def __init__(self, daemon: Daemon, *, snapshotter: str = "native") -> None:
         self.log = daemon.log
+        self.config = daemon.by_registry / "docker.io" / "hosts.toml"
         self._daemon = daemon
         self._snapshotter = snapshotter
 
@@ -118,46 +130,40 @@ class Crictl:
 
     def __init__(self, daemon: Daemon) -> None:
         self.log = daemon.log
+        self.config = daemon.for_all / "_default" / "hosts.toml"
         self._daemon = daemon
 
     def pull(self, reference: str) -> None:
-        self._crictl("pull", reference)
+        self._daemon.crictl("pull", reference)
 
     def use(self, reference: str, image: Image) -> None:
         logs = self._daemon.home / f"pod-{uuid.uuid4().hex}"
         logs.mkdir()
         pod = self._document("pod", _POD | {"log_directory": str(logs)})
         container = self._document("container", _CONTAINER | {"image": {"image": reference}})
-        self._crictl("run", "--no-pull", container, pod)
-        try:
-            assert eventually(lambda: image.greeting in _text(logs / "log"), seconds=15), _text(logs / "log")
-        finally:
-            self._crictl("rmp", "--all", "--force")
+        self._daemon.crictl("run", "--no-pull", container, pod)
+        assert eventually(lambda: image.greeting in _text(logs / "log"), seconds=15), _text(logs / "log")
+        # To stop a container in the moment in which it ends by itself is an error.
+        assert eventually(lambda: self._daemon.crictl("ps", "--state", "exited", "--quiet") != "")
+        self._daemon.crictl("rmp", "--all", "--force")
 
     def empty(self) -> None:
         held = [image for image in self._images() if _SANDBOX not in image["repoTags"]]
         if held:
-            self._crictl("rmi", *(image["id"] for image in held))
+            self._daemon.crictl("rmi", *(image["id"] for image in held))
         assert self._daemon.is_empty()
 
     def stop(self) -> None:
         """Leaves the daemon to whoever started it."""
 
     def _images(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self._crictl("images", "--output", "json"))["images"]
+        found: list[dict[str, Any]] = json.loads(self._daemon.crictl("images", "--output", "json"))["images"]
         return found
 
     def _document(self, name: str, content: dict[str, Any]) -> Path:
         path = self._daemon.home / f"{name}.json"
         path.write_text(json.dumps(content))
         return path
-
-    def _crictl(self, *arguments: str | Path) -> str:
-        endpoint = f"unix://{self._daemon.socket}"
-        # It would read a configuration of this machine's.
-        config = self._daemon.home / "crictl.yaml"
-        config.write_text(f"runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\ntimeout: 15\n")
-        return run("crictl", "--config", config, *arguments, home=self._daemon.home)
 
 
 _POD = {

@@ -19,20 +19,28 @@ from tests.e2e.trixie import inside, need_trixie
 class Skopeo:
     """skopeo with a `registries.conf`; it needs no daemon."""
 
-    def __init__(self, home: Path, mirror: str) -> None:
-        need("skopeo")
+    def __init__(
+        self, home: Path, mirror: str, *, example: str = "containers/registries.conf", trixie: bool = False
+    ) -> None:
+        """The skopeo of this machine, or that of Debian 13."""
+        if trixie:
+            need_trixie()
+        else:
+            need("skopeo")
+        self._trixie = trixie
         self.log = home / "skopeo.log"
         self._home = home
         self._pulled = home / "pulled"
-        self._config = snippet("containers/registries.conf", mirror, home / "registries.conf")
+        self.config = snippet(example, mirror, home / "registries.conf")
 
     def pull(self, reference: str) -> None:
-        printed = run(
-            "skopeo", "--insecure-policy", "--registries-conf", self._config,
+        command: list[str | Path] = [
+            "skopeo", "--insecure-policy", "--registries-conf", self.config,
             "copy", f"docker://{reference}", f"dir:{self._pulled}",
-            home=self._home,
-        )  # fmt: skip
-        self.log.write_text(printed)
+        ]  # fmt: skip
+        if self._trixie:
+            command = inside(*command, visible=self._home)
+        self.log.write_text(run(*command, home=self._home))
 
     def use(self, reference: str, image: Image) -> None:
         manifest = json.loads((self._pulled / "manifest.json").read_bytes())
@@ -65,9 +73,9 @@ class Podman:
         self._home = home
         self._state = home / "state"
         self._state.mkdir()
-        config = snippet("containers/registries.conf", mirror, home / "registries.conf")
+        self.config = snippet("containers/registries.conf", mirror, home / "registries.conf")
         # Version 5 warns about control groups of version 1 with every command, among what the command prints.
-        self._env = {"CONTAINERS_REGISTRIES_CONF": str(config), "PODMAN_IGNORE_CGROUPSV1_WARNING": "1"}
+        self._env = {"CONTAINERS_REGISTRIES_CONF": str(self.config), "PODMAN_IGNORE_CGROUPSV1_WARNING": "1"}
         self._trixie = trixie
         self._podman: tuple[str | Path, ...] = (
             "podman", "--storage-driver", driver, "--root", self._state / "root", "--runroot", self._state / "run",
@@ -111,10 +119,10 @@ class Buildah:
         self._home = home
         self._state = home / "state"
         self._state.mkdir()
-        config = snippet("containers/registries.conf", mirror, home / "registries.conf")
+        self.config = snippet("containers/registries.conf", mirror, home / "registries.conf")
         self._buildah = (
             "buildah", "--storage-driver", driver, "--root", self._state / "root", "--runroot", self._state / "run",
-            "--registries-conf", config,
+            "--registries-conf", self.config,
         )  # fmt: skip
 
     def pull(self, reference: str) -> None:

@@ -38,10 +38,10 @@ class Docker:
         socket = self._state / "docker.sock"
         self._docker = ("docker", "--host", f"unix://{socket}")
         self._state.mkdir()
-        config = snippet(example, mirror, home / "daemon.json")
+        self.config = snippet(example, mirror, home / "daemon.json")
         self._daemon = Process(
             enter([
-                "dockerd", "--config-file", config, "--host", f"unix://{socket}",
+                "dockerd", "--config-file", self.config, "--host", f"unix://{socket}",
                 "--data-root", self._state / "data", "--exec-root", self._state / "exec",
                 "--pidfile", self._state / "pid",
                 "--storage-driver", driver, "--cgroup-parent", cgroups.PARENT,

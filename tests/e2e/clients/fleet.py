@@ -79,5 +79,9 @@ CLIENTS: Mapping[str, Choice] = {
     "buildah": Choice(lambda fleet: Buildah(*fleet.place()), "buildah", "vfs"),
     "buildah-overlay": Choice(lambda fleet: Buildah(*fleet.place(), driver="overlay"), "buildah", "overlay"),
     "skopeo": Choice(lambda fleet: Skopeo(*fleet.place()), "skopeo", "directory"),
+    # The same library as CRI-O's, told what CRI-O is told.
+    "crio": Choice(
+        lambda fleet: Skopeo(*fleet.place(), example="crio/registries.conf", trixie=True), "skopeo", "directory", "new"
+    ),
 }
 """Every client, in each of its forms."""
