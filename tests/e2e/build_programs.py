@@ -156,9 +156,11 @@ def _make_root(root: DebianRoot, making: Path) -> Path:
         raise BuildError("needs mmdebstrap (Debian: mmdebstrap)")
     made = making / "made"
     made.mkdir()
+    # Unsafe means not to wait for the disk after each file; a root that a crash cuts short has no stamp.
     _run(
         "mmdebstrap", "--quiet", "--variant=apt", "--mode=root", "--format=directory",
-        '--aptopt=Apt::Install-Recommends "false"', f"--include={','.join(root.packages)}",
+        '--aptopt=Apt::Install-Recommends "false"', "--dpkgopt=force-unsafe-io",
+        f"--include={','.join(root.packages)}",
         root.version, made / root.name,
         cwd=making, env=os.environ,
     )  # fmt: skip
