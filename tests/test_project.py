@@ -9,12 +9,13 @@ import re
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -274,7 +275,7 @@ def test_missing_program_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_snippets_are_valid_and_name_our_address(tmp_path: Path) -> None:
     """Each client's example parses in its own format and can be pointed at another address."""
-    readers = {
+    readers: dict[str, Callable[[str], Any]] = {
         "buildkit/buildkitd.toml": tomllib.loads,
         "docker/daemon-containerd-store.json": json.loads,
         "docker/daemon.json": json.loads,
@@ -284,6 +285,7 @@ def test_snippets_are_valid_and_name_our_address(tmp_path: Path) -> None:
         "containers/registries-strict.conf": tomllib.loads,
         "containers/registries.conf": tomllib.loads,
         "crio/registries.conf": tomllib.loads,
+        "k3s/registries.yaml": yaml.safe_load,
     }
     for name, read in readers.items():
         text = snippet(name, "mirror.example:8080", tmp_path / name).read_text()
