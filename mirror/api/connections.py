@@ -7,7 +7,10 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import http_exceptions, web
+from aiohttp import StreamReader, http_exceptions, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
+from yarl import URL
 
 from mirror.api.responses import malformed_response
 
@@ -37,6 +40,7 @@ class HttpServer(web.Server):
     def __init__(self, answer: Answer, *, malformed: Malformed, stall: float, **options: Any) -> None:
         super().__init__(
             answer,
+            request_factory=_request,
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
@@ -64,6 +68,19 @@ async def flushed(request: web.BaseRequest) -> None:
     await taken(request.writer.drain())
     if request.transport is None or request.transport.is_closing():
         raise ClientGone("the client closed the connection")
+
+
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: web.RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> web.BaseRequest:
+    """A request as aiohttp makes it; but a CONNECT to nowhere comes without a target, which it does not survive."""
+    if not message.path:
+        message = message._replace(path="", url=URL())
+    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 
 class _Connection(web.RequestHandler):

@@ -141,6 +141,8 @@ ODD: dict[str, tuple[list[bytes], list[int]]] = {
     "a target without a path": ([LAST.replace(b"/v2/", b"http://elsewhere")], [404]),
     "all of the server": ([b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", LAST], [404, 200]),
     "a tunnel": ([b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n", LAST], [404, 200]),
+    "a tunnel to nowhere": ([b"CONNECT  HTTP/1.1\r\nHost: x\r\n\r\n"], [404]),
+    "a tunnel from long ago": ([b"CONNECT \r\n\r\n"], [404]),
     "a tunnel to a path": ([b"CONNECT /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", LAST], [405, 200]),
     "an odd host": ([LAST.replace(b"Host: x", b"Host: a b/\xff")], [200]),
     "no host's name": ([LAST.replace(b"Host: x", b"Host:")], [200]),
