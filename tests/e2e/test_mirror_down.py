@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.clients import Client, snippet
+from tests.e2e.clients import Client, Docker, DockerOnContainerd, snippet
 from tests.e2e.conftest import HUB_REPOSITORY
+from tests.e2e.hub import Hub
 from tests.e2e.images import Image
 from tests.e2e.mirrors import MirrorProcess
 from tests.e2e.registries import Upstream
@@ -59,6 +60,27 @@ def test_strict_client_waits_for_the_mirror(
     mirror.start({"docker.io": upstream.settings})
     restored.pull(IMAGE)
     restored.use(IMAGE, image)
+
+
+@pytest.mark.usefixtures("fleet")  # which removes the control group
+@pytest.mark.parametrize("program", [Docker, DockerOnContainerd], ids=["graph-store", "containerd-store"])
+def test_docker_goes_past_a_mirror_that_is_away(
+    program: type[Docker | DockerOnContainerd],
+    image: Image,
+    mirror_port: int,
+    tmp_path_factory: pytest.TempPathFactory,
+    upstream: Upstream,
+) -> None:
+    """Docker knows docker.io by heart; nobody listens where the mirror should be, and it asks there."""
+    home = tmp_path_factory.mktemp("d")
+    with Hub(home, int(upstream.settings["url"].rpartition(":")[2])) as hub:
+        client = program(home, f"127.0.0.1:{mirror_port}", hub=hub)
+        try:
+            client.pull(IMAGE)
+            client.use(IMAGE, image)
+        finally:
+            client.stop()
+    assert blobs_fetched(upstream.registry).keys() == image.blobs
 
 
 def place_of_docker_io(client: Client, upstream: Upstream) -> None:

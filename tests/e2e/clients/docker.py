@@ -7,18 +7,21 @@ from pathlib import Path
 
 from tests.e2e import cgroups
 from tests.e2e.clients.client import is_socket, need_overlay, snippet
+from tests.e2e.hub import Hub
 from tests.e2e.images import Image
 from tests.e2e.processes import Process, remove_tree
 from tests.e2e.programs import environment, need, run
 from tests.e2e.trixie import inside, need_trixie
 
+_WITH_HOSTS = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
+
 
 class Docker:
     """dockerd with `registry-mirrors`, and docker. Images lie in the graph store, on vfs or overlay2."""
 
-    def __init__(self, home: Path, mirror: str, *, driver: str = "vfs") -> None:
+    def __init__(self, home: Path, mirror: str, *, driver: str = "vfs", hub: Hub | None = None) -> None:
         need("dockerd", "docker", "containerd", "runc", "iptables", root=True)
-        self._start(home, mirror, example="docker/daemon.json", driver=driver, enter=list)
+        self._start(home, mirror, example="docker/daemon.json", driver=driver, enter=list, hub=hub)
 
     def _start(
         self,
@@ -28,8 +31,9 @@ class Docker:
         example: str,
         driver: str,
         enter: Callable[[Sequence[str | Path]], list[str | Path]],
+        hub: Hub | None = None,
     ) -> None:
-        """Starts the daemon by the command that `enter` makes of its own."""
+        """Starts the daemon by the command that `enter` makes of its own. It takes `hub` for Docker Hub."""
         if driver != "vfs":  # which works on every file system
             need_overlay(home)
         self.log = home / "dockerd.log"
@@ -39,18 +43,32 @@ class Docker:
         self._docker = ("docker", "--host", f"unix://{socket}")
         self._state.mkdir()
         self.config = snippet(example, mirror, home / "daemon.json")
-        self._daemon = Process(
-            enter([
+        command = enter(
+            [
                 "dockerd", "--config-file", self.config, "--host", f"unix://{socket}",
                 "--data-root", self._state / "data", "--exec-root", self._state / "exec",
                 "--pidfile", self._state / "pid",
                 "--storage-driver", driver, "--cgroup-parent", cgroups.PARENT,
                 # No network set-up of the host is touched.
                 "--bridge", "none", "--iptables=false", "--ip6tables=false",
-            ]),
-            log=self.log,
-            env=environment(home),
+            ]
         )  # fmt: skip
+        env = environment(home)
+        if hub is not None:
+            command = [
+                "unshare",
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                _WITH_HOSTS,
+                "sh",
+                hub.hosts,
+                *command,
+            ]
+            env["SSL_CERT_FILE"] = str(hub.certificate)
+        self._daemon = Process(command, log=self.log, env=env)
         self._daemon.wait_until(lambda: is_socket(socket))
 
     def pull(self, reference: str) -> None:
@@ -79,7 +97,7 @@ class Docker:
 class DockerOnContainerd(Docker):
     """dockerd of Debian 13, images in its containerd store. It pulls as containerd does, and says `?ns=docker.io`."""
 
-    def __init__(self, home: Path, mirror: str) -> None:
+    def __init__(self, home: Path, mirror: str, *, hub: Hub | None = None) -> None:
         need_trixie()
         need("docker")
         self._start(
@@ -88,4 +106,5 @@ class DockerOnContainerd(Docker):
             example="docker/daemon-containerd-store.json",
             driver="overlayfs",
             enter=lambda argv: inside(*argv, visible=home),
+            hub=hub,
         )
