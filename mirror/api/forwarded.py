@@ -51,8 +51,8 @@ class Proxies:
     def _client(self, peer: str, headers: MultiMapping[str]) -> str:
         """The rightmost address that is not a trusted proxy's; what stands left of it, or is no address, is hearsay."""
         client = peer
-        hops = ",".join(headers.getall("X-Forwarded-For", ())).rsplit(",", _HOPS)
-        for hop in reversed(hops[-_HOPS:]):
+        hops = ",".join(headers.getall("X-Forwarded-For", ())).rsplit(",", _HOPS)  # the first may be many, unread
+        for hop in reversed(hops):
             hop = hop.strip()
             address = _hop(hop) if len(hop) <= _LONGEST_HOP else None
             if address is None:

@@ -135,6 +135,7 @@ def test_namespaces_are_read_in_order(query: str, namespaces: tuple[str, ...]) -
         ("http://user:word@mirror:5000/v2/", "mirror:5000"),
         ("http://[::1]:5000?ns=a", "[::1]:5000"),
         ("http:///v2/", ""),
+        ("http://mirror/v2/\n", "mirror"),
         ("mirror:443", None),
         ("*", None),
     ],
