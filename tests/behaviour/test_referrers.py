@@ -296,6 +296,23 @@ class TestWithoutApi:
 
         assert listed(await mirror.get(path_of(image))) == [described(first), described(second)]
 
+    async def test_what_the_tag_meant_before_is_stale_from_the_start(
+        self, mirror: RunningMirror, upstream: FakeRegistry, image: Image, clock: Clock
+    ) -> None:
+        """A HEAD told that the tag has moved, and the new index does not come: as soon as it does, it counts."""
+        first = attach(upstream, image, SIGNATURE)
+        tag_index(upstream, image, first)
+        await mirror.get(path_of(image))
+        clock.forward(LIST_TTL + 1)
+        second = attach(upstream, image, SBOM)
+        tag_index(upstream, image, first, second)
+        rule = upstream.fault(REPOSITORY, status(503), method="GET", kind="manifest")
+
+        reply = await mirror.get(path_of(image))
+        assert (reply.cache, listed(reply)) == ("stale", [described(first)])
+        rule.remove()
+        assert listed(await mirror.get(path_of(image))) == [described(first), described(second)]
+
     async def test_the_first_signature_is_seen_soon(
         self, mirror: RunningMirror, upstream: FakeRegistry, image: Image, clock: Clock
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -9,14 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.cache import Cache, ListName
+from mirror.metrics import Metrics
 from mirror.oci.digest import Digest
 from mirror.oci.errors import NameUnknown, TagsUnknown, UpstreamTimeout
-from mirror.pull.lists import Gathered, gather
+from mirror.pull.answers import Source
+from mirror.pull.lists import Gathered, ListAnswer, Lists, gather
 from mirror.routing import Target
 from mirror.transport import Deadline
 from mirror.upstream import ListPage
 from tests.books import Book
 from tests.clock import Clock
+from tests.harness import short_timeouts
 from tests.unit.test_cache import make_cache, make_router
 
 TAGS = ListName("tags")
@@ -214,3 +218,37 @@ class TestKeeping:
         record = await cache.list_of(target, TAGS)
         assert record is not None
         assert len(record.items) == len(items)
+
+
+async def test_whoever_comes_late_finds_the_answer(book: Book, target: Target, clock: Clock) -> None:
+    """A client that was still reading an expired list when a question for it ended asks no second time."""
+    before = make_cache(book, clock=clock)
+    await put(before, target, TAGS, "old")
+    await before.close()
+    clock.forward(31)
+    cache = make_cache(book, clock=clock)
+    lists = Lists(cache, make_router(), Metrics(), short_timeouts())
+    asked = 0
+
+    async def ask() -> Gathered:
+        nonlocal asked
+        asked += 1
+        return Gathered(("new",))
+
+    async def get() -> ListAnswer:
+        return await lists.get(target, TAGS, Deadline.after(60), ask)
+
+    book.hold()
+    late = asyncio.create_task(get())
+    await book.reading.wait()
+    book.release()
+    book.hold()  # it has the list, and reads whether it still counts
+    await book.reading.wait()
+    first = await get()
+    book.release()
+
+    assert (first.source, first.items) == (Source.MISS, ("new",))
+    assert ((await late).source, (await late).items) == (Source.HIT, ("new",))
+    assert asked == 1
+    await lists.close()
+    await cache.close()
