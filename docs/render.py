@@ -12,7 +12,7 @@ from pathlib import Path
 from mirror.config import settings_table
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md",)
+DOCUMENTS = ("README.md", "docs/clients.md")
 
 _PART = re.compile(r"(<!-- begin (?P<what>[^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _LANGUAGES = {".json": "json", ".toml": "toml", ".conf": "toml", ".yaml": "yaml"}

@@ -37,3 +37,18 @@ def test_every_link_of_a_document_leads_somewhere() -> None:
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_promise_to_clients_is_held_by_tests_that_exist() -> None:
+    """Each line of the table in docs/clients.md names its tests, and each of them is there under that name."""
+    rows = re.findall(r"^\| (\d+) \| .+ \| (.+) \|$", (ROOT / "docs" / "clients.md").read_text(), re.MULTILINE)
+
+    assert [int(number) for number, _ in rows] == list(range(1, 31))
+    for number, holders in rows:
+        held = False
+        for name, listed in re.findall(r"`([a-z0-9_/]+\.py)`: ((?:test_\w+(?:, )?)+)", holders):
+            there = set(re.findall(r"^ *(?:async )?def (test_\w+)", (ROOT / "tests" / name).read_text(), re.MULTILINE))
+            missing = set(listed.removesuffix(", ").split(", ")) - there
+            assert not missing, f"line {number} names {sorted(missing)}, which {name} has not"
+            held = True
+        assert held, f"no test holds line {number}"
