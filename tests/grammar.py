@@ -110,7 +110,10 @@ _LIKELY_HEADERS = (
     *(("Connection", value) for value in ("close", "keep-alive", "upgrade", "a,b")),
     *(("Upgrade", value) for value in ("websocket", "h2c")),
     *(("X-Forwarded-Prefix", value) for value in ("/prefix", "//evil", "")),
-    *(("X-Forwarded-Host", value) for value in ("mirror", "a b", "")),
+    *(("X-Forwarded-Host", value) for value in ("mirror", "alias.test", "a b", "", "alias.test, x", ":")),
+    *(("X-Forwarded-Proto", value) for value in ("https", "http,https", "javascript", "")),
+    *(("X-Forwarded-For", value) for value in ("192.0.2.1", "192.0.2.1, ::1", "[::1]:5", "unknown", "", ",")),
+    *(("Forwarded", value) for value in ("for=192.0.2.1;host=alias.test", 'for="[::1]";proto=https', ";;=,", 'for="')),
     ("Expect", "100-continue"),
     ("X-Request-Id", "\t"),
 )  # fmt: skip

@@ -9,11 +9,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 from multidict import CIMultiDict
 
+from mirror.config import UpstreamSettings
 from mirror.oci.digest import Digest
 from tests.asking import Names
 from tests.harness import RunningMirror
@@ -77,7 +79,8 @@ class Surface:
 def surface(path: Path) -> Iterator[Surface]:
     """A mirror with its data in `path`, before a registry that has library/demo:1 and answers at once.
 
-    No other upstream can be reached. Raises what went wrong in the registry.
+    No other upstream can be reached. The registry has a second name, and what clients say of proxies is believed.
+    Raises what went wrong in the registry.
     """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="mirror")
@@ -89,8 +92,12 @@ def surface(path: Path) -> Iterator[Surface]:
     async def make() -> tuple[FakeRegistry, RunningMirror, Image]:
         upstream = await FakeRegistry().start()
         image = upstream.add_image("library/demo", "1", layers=[5000, b""])
-        upstreams = {"docker.io": upstream, "registry.test:5000": upstream}
-        mirror = RunningMirror(path, upstreams, wiring={"resolver": Names({})})
+        mirror = RunningMirror(
+            path,
+            {"docker.io": upstream, "registry.test:5000": UpstreamSettings(url=upstream.url, hosts=("alias.test",))},
+            wiring={"resolver": Names({})},
+            trusted_proxies=(ip_network("127.0.0.0/8"),),
+        )
         await mirror.start()
         return upstream, mirror, image
 

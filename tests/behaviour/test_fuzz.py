@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.grammar import Conversation, Words, conversations
@@ -28,6 +29,7 @@ def words(image: Image) -> Words:
     )
 
 
+@pytest.mark.timeout(60 + EXAMPLES // 10)
 def test_no_request_is_too_odd(tmp_path: Path, lines: Lines) -> None:
     """Each is answered, in HTTP, with the specification's envelope where it is an error, below 500; the next client is
     served, whatever the last one sent or how it left; the log has no word of trouble.
