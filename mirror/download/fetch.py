@@ -188,6 +188,8 @@ class Fetch:
                     await self._ask_around(min(self._tools.timeouts.first_byte, left))
                     return
                 except UpstreamUnavailable as again:
+                    if again.reason == "range" and self._skip_limit is not None:
+                        raise  # it will not learn to; whoever set a limit has another way
                     _log.info("resuming failed", digest=str(self.digest), offset=self._offset, reason=again.reason)
                     error = again
 

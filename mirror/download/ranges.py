@@ -98,8 +98,9 @@ class RangeBody:
         """Why own requests are of no use."""
         self._index = 0
         """Of the span that is being given."""
-        self._asked: set[int] = set()
-        """Of the spans that own requests were made for."""
+        self._leaps = 0
+        """Own requests that did not go on, in the same span, after the one before."""
+        self._leapt_to: ByteRange | None = None
         self._length = _FIRST_LENGTH
         self._fetch: Fetch | None = None
         self._stop = 0
@@ -121,7 +122,7 @@ class RangeBody:
         if self._stuck is None and not self._coming(offset):
             if (piece := await self._from_flight(offset)) is not None:
                 return piece
-            self._choose_span(offset)
+            self._note_leap(offset)
         if self._stuck is None:
             try:
                 return BytesPiece(await self._ask(offset))
@@ -192,10 +193,13 @@ class RangeBody:
             self._index += 1
         return self._spans[self._index]
 
-    def _choose_span(self, offset: int) -> None:
-        self._span(offset)
-        self._asked.add(self._index)
-        if len(self._asked) > _MOST_SPANS:
+    def _note_leap(self, offset: int) -> None:
+        span, before = self._span(offset), self._leapt_to
+        self._leapt_to = span
+        if (span is before and offset >= self._received) or len(self._parts) == 1:
+            return
+        self._leaps += 1
+        if self._leaps > _MOST_SPANS:
             message = f"too many scattered parts of {self._digest} are wanted"
             self._stuck = UpstreamUnavailable(message, reason="range")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+
 import pytest
 
 from mirror.config import Timeouts
@@ -9,7 +11,8 @@ from mirror.oci.manifest import DOCKER_MANIFEST, OCI_INDEX
 from tests.conftest import StartMirror
 from tests.harness import Reply, RunningMirror
 from tests.raw import RawClient
-from tests.upstream import Blob, FakeRegistry, Image, no_digest, stall, stall_at
+from tests.reading import Reading, blob_path
+from tests.upstream import Blob, FakeRegistry, Image, no_digest, redirect, stall, stall_at, unasked_206
 
 SIZE = 300_000
 EVERY = {"docker-distribution-api-version", "x-request-id", "server", "date", "content-type", "content-length"}
@@ -479,3 +482,47 @@ async def test_the_first_answer_is_bounded(start_mirror: StartMirror, upstream: 
     for options in ({"method": "HEAD"}, {"Range": "bytes=5-9"}):
         reply = await mirror.blob("demo", layer.digest, **options)
         assert (reply.status, "Content-Length" in reply.headers) == (504, True)
+
+
+# HEAD beside GET, wherever the content is.
+
+
+@pytest.mark.parametrize("where", ["cold", "in flight", "held", "empty", "manifest", "held manifest"])
+@pytest.mark.parametrize("ranges", ["bytes=0-5", "bytes=7-", "bytes=999999-", "bytes=0-1,5-6", "bytes=0-,0-"])
+async def test_a_head_with_ranges_is_a_head_without(
+    mirror: RunningMirror, upstream: FakeRegistry, image: Image, layer: Blob, where: str, ranges: str
+) -> None:
+    """RFC 9110 §14.2: in every header it is the unranged GET, also where the ranges could not be served."""
+    empty = upstream.put_blob("library/demo", b"")
+    path = "/v2/demo/manifests/1" if "manifest" in where else blob_path("demo", empty if where == "empty" else layer)
+    async with AsyncExitStack() as stack:
+        if where == "in flight":
+            held = upstream.fault(layer, stall_at(100_000), times=1)
+            stack.callback(held.release)
+            whole = await stack.enter_async_context(await Reading.ask(mirror, path))
+            await whole.take(1000)
+        elif where.startswith("held"):
+            await mirror.get(path)
+            await mirror.quiet()
+
+        heads = [
+            await mirror.get(path, method="HEAD"),
+            await mirror.get(path, method="HEAD", Range=ranges, If_Range='"x"'),
+            await mirror.get(path, method="HEAD", Range=ranges),
+        ]
+    get = await mirror.get(path)
+
+    assert [described(head) for head in heads] == [described(get)] * 3
+    assert described(get)["accept-ranges"] == "bytes"
+    assert ";" not in get.headers["Content-Type"]
+
+
+async def test_an_unranged_get_is_a_200(mirror: RunningMirror, upstream: FakeRegistry, layer: Blob) -> None:
+    """overlaybd takes nothing else. Whatever the upstream does, it is never a 206 or a redirect of ours."""
+    upstream.fault(layer, redirect())
+    upstream.fault(layer, unasked_206(), times=1)
+
+    reply = await mirror.blob("demo", layer.digest)
+
+    assert (reply.status, reply.body) == (200, layer.content)
+    assert not {"content-range", "location"} & names(reply)

@@ -272,6 +272,42 @@ async def test_parts_without_order_wait_for_the_fill(start_mirror: StartMirror, 
     assert fills(upstream, blob) == 1
 
 
+async def test_a_stretch_of_any_length_is_one(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """Its pieces end between parts: that is no new stretch, however many they are. Here nothing else could serve it."""
+    mirror = await start_mirror(timeouts=PATIENT, storage={"max_size": 2 * MIB})
+    blob = upstream.put_blob("library/demo", 280 * MIB)
+    pairs = [(MIB // 2 + n * MIB * 3 // 10, MIB // 2 + n * MIB * 3 // 10 + 9) for n in range(930)]
+
+    reply = await mirror.get(blob_path("demo", blob), Range=header(pairs))
+
+    assert split_parts(reply.headers["Content-Type"], reply.body) == [
+        ({"Content-Type": BLOB_TYPE, "Content-Range": f"bytes {first}-{last}/{blob.size}"}, blob.read(first, 10))
+        for first, last in pairs
+    ]
+    assert len(asked(upstream, blob)) > 32
+
+
+async def test_the_same_byte_again_and_again_costs_few_requests(
+    start_mirror: StartMirror, upstream: FakeRegistry
+) -> None:
+    """Together they are less than the blob, but each would be a request of its own."""
+    mirror = await start_mirror(timeouts=PATIENT)
+    blob = upstream.put_blob("library/demo", 8 * MIB)
+    held = upstream.fault(blob, stall_at(0), times=1)
+    pairs = [(4 * MIB, 7 * MIB), *[(4 * MIB, 4 * MIB), (6 * MIB, 6 * MIB)] * 200]
+
+    async with await Reading.ask(mirror, blob_path("demo", blob), Range=header(pairs)) as reading:
+        start = await reading.take(3 * MIB)
+        await upstream.until(lambda: len(asked(upstream, blob)) >= 33)
+        held.release()
+        body = start + await reading.rest()
+
+    assert split_parts(reading.headers["Content-Type"], body) == expected(pairs, blob.content, BLOB_TYPE)
+    await mirror.quiet()
+    assert len(asked(upstream, blob)) <= 35
+    assert fills(upstream, blob) == 1
+
+
 async def test_parts_without_order_and_without_a_fill_are_refused(
     start_mirror: StartMirror, upstream: FakeRegistry
 ) -> None:
@@ -341,6 +377,25 @@ async def test_an_upstream_without_ranges_gives_the_whole(
     assert parts_of(reply) == expected(pairs, blob.content, BLOB_TYPE)
     await mirror.quiet()
     assert fills(upstream, blob) <= 2  # one may be the answer to a range that was ignored
+
+
+async def test_an_upstream_that_loses_its_ranges_between_parts_gives_the_whole(
+    start_mirror: StartMirror, upstream: FakeRegistry
+) -> None:
+    """The first part came by a request of its own, the next cannot: it waits for the fill, and for nothing else."""
+    mirror = await start_mirror(timeouts=short_timeouts(stall=60, first_byte=60, cold_head=10, no_progress=600))
+    blob = upstream.put_blob("library/demo", SIZE)
+    held = upstream.fault(blob, stall_at(0), times=1)
+    upstream.fault(blob, ignore_range(), skip=1, when=ranged)
+    pairs = [(3 * MIB, 3 * MIB + 9), (2 * MIB, 2 * MIB + 9)]
+
+    async with await Reading.ask(mirror, blob_path("demo", blob), Range=header(pairs)) as reading:
+        await upstream.until(lambda: upstream.count(blob) >= 3)
+        held.release()
+        body = await reading.rest()
+
+    assert read_parts(reading.headers["Content-Type"], body) == expected(pairs, blob.content, BLOB_TYPE)
+    assert upstream.count(blob) == 3
 
 
 async def test_an_upstream_that_fails_before_the_first_part_has_a_status(
