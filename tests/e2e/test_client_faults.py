@@ -13,7 +13,7 @@ from tests.e2e.conftest import HUB_REPOSITORY
 from tests.e2e.images import Image, build
 from tests.e2e.mirrors import MirrorProcess
 from tests.e2e.troubled import TroubledUpstream
-from tests.upstream import Blob, FakeRegistry, Fault, Rule, flip, reset, stall, stall_at, status, truncate
+from tests.upstream import Blob, FakeRegistry, Rule, flip, reset, stall, stall_at, status, truncate
 
 pytestmark = pytest.mark.e2e
 
@@ -36,6 +36,12 @@ TROUBLE = {
     "429": (status(429, retry_after=1), status(429, retry_after=1)),
 }
 
+# Of their successors, each is cut off once: enough to see that it is no different.
+MET = [
+    *((client, kind) for client in CLIENTS for kind in TROUBLE),
+    *((client, "cut") for client in ("dockerd-containerd-store", "containerd2-cri", "podman5")),
+]
+
 
 @pytest.fixture(scope="session")
 def large_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
@@ -51,17 +57,12 @@ def troubled(large_image: Image) -> Iterator[TroubledUpstream]:
         yield upstream
 
 
-@EACH_CLIENT
-@pytest.mark.parametrize(("in_the_layer", "on_a_manifest"), TROUBLE.values(), ids=TROUBLE.keys())
+@pytest.mark.parametrize(("client", "kind"), MET, indirect=["client"])
 def test_trouble_stays_upstream(
-    client: Client,
-    in_the_layer: Fault,
-    on_a_manifest: Fault,
-    large_image: Image,
-    mirror: MirrorProcess,
-    troubled: TroubledUpstream,
+    client: Client, kind: str, large_image: Image, mirror: MirrorProcess, troubled: TroubledUpstream
 ) -> None:
     """The upstream fails once at each manifest and in the middle of a layer; the pull succeeds and the image runs."""
+    in_the_layer, on_a_manifest = TROUBLE[kind]
 
     def begin(fake: FakeRegistry) -> list[Rule]:
         manifests = fake.repository(HUB_REPOSITORY).manifests.values()
@@ -76,7 +77,7 @@ def test_trouble_stays_upstream(
     client.pull(IMAGE)
 
     client.use(IMAGE, large_image)
-    assert sum(rule.hits for rule in rules) == 3  # the layer, the index, and the manifest for this machine
+    assert sum(rule.hits for rule in rules) >= 3  # the layer, the index, and the manifest for this machine at least
 
 
 def test_clients_at_once_share_one_fetch_through_trouble(

@@ -151,6 +151,7 @@ class Crictl:
         held = [image for image in self._images() if _SANDBOX not in image["repoTags"]]
         if held:
             self._daemon.crictl("rmi", *(image["id"] for image in held))
+        self._daemon.sweep()
         assert self._daemon.is_empty()
 
     def stop(self) -> None:
