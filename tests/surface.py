@@ -29,7 +29,7 @@ CODES = frozenset(
     }
 )
 """Those of the distribution specification."""
-_PATIENCE = 5.0
+_PATIENCE = 15.0
 _QUIET = 0.03
 _BODILESS = (204, 304)
 

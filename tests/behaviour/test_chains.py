@@ -15,7 +15,19 @@ from mirror.oci.manifest import OCI_INDEX
 from tests.conftest import StartMirror
 from tests.harness import Reply, RunningMirror
 from tests.reading import Reading
-from tests.upstream import Basic, Bearer, FakeRegistry, Fault, Image, flip, no_length, reset, stall, status
+from tests.upstream import (
+    Basic,
+    Bearer,
+    FakeRegistry,
+    Fault,
+    Image,
+    flip,
+    no_length,
+    redirect_to,
+    reset,
+    stall,
+    status,
+)
 from tests.upstream.fixtures import StartUpstream
 
 REPOSITORY = "library/demo"
@@ -428,3 +440,25 @@ async def test_one_mirror_serves_several_registries_to_another(
     listed = await near.get("/v2/private.test:5000/team/app/tags/list")
     assert json.loads(listed.body) == {"name": "private.test:5000/team/app", "tags": ["1"]}
     assert (await near.manifest("dead.test/team/app", "1")).status == 503
+
+
+@pytest.mark.parametrize("kind", ["manifest", "tag", "blob", "tags"])
+async def test_a_chain_that_bites_its_tail_comes_to_an_end(
+    mirror: RunningMirror, upstream: FakeRegistry, image: Image, kind: str
+) -> None:
+    """Led back to itself, a mirror waits for itself, and no longer than for anybody; others are served meanwhile."""
+    other = upstream.add_image("library/other", "1")
+    path = {
+        "manifest": f"/v2/library/demo/manifests/{image.digest}",
+        "tag": "/v2/library/demo/manifests/1",
+        "blob": f"/v2/library/demo/blobs/{image.layers[0].digest}",
+        "tags": "/v2/library/demo/tags/list",
+    }[kind]
+    upstream.fault("/v2/library/demo/*", redirect_to(mirror.url + path))
+
+    turning = asyncio.create_task(mirror.get(path))
+    assert (await mirror.manifest("other", "1")).body == other.manifest.content
+    reply = await turning
+
+    assert (reply.status, reply.code) in ((503, "UNAVAILABLE"), (504, "UNAVAILABLE"))
+    assert upstream.count(repository=REPOSITORY) <= 30
