@@ -59,24 +59,25 @@ class TagsPuller:
                 return TagsAnswer(tags, Following(tags[-1], name.cursor), answer.source)
             if tags or not answer.rest:
                 break
-            name, last = await self._beyond(target, name, answer.rest, last)
+            if cursor:
+                last = None  # a link of ours names a place in that stretch alone; otherwise it is the client's own
+            name = await self._beyond(target, name, answer.rest, last)
         return TagsAnswer(tags, Following(None, answer.rest) if answer.rest else None, answer.source)
 
     async def _stretch(self, target: Target, name: ListName, deadline: Deadline) -> ListAnswer:
         query = await query_at(self._cache, target, name) if name.cursor else ""
         return await self._lists.get(target, name, deadline, lambda: self._gather(target, query))
 
-    async def _beyond(self, target: Target, name: ListName, rest: str, last: str | None) -> tuple[ListName, str | None]:
+    async def _beyond(self, target: Target, name: ListName, rest: str, last: str | None) -> ListName:
         """Where to go on after a stretch without any tag after `last`."""
         following = replace(name, cursor=rest)
         if last is None or not is_tag(last):
-            return following, None
+            return following
         query = parse_qs(await query_at(self._cache, target, following), keep_blank_values=True)
-        if not set(query) <= {"n", "last"} or query.get("last", [last])[0] >= last:
-            return following, None
+        if "last" not in query or not set(query) <= {"n", "last"} or query["last"][0] >= last:
+            return following
         # A client has named a tag far down, and the upstream's own pages begin by the name of a tag: so does this one.
-        there = await self._cache.put_cursor(target, name, urlencode({"n": _PAGE, "last": last}))
-        return replace(name, cursor=there), last
+        return replace(name, cursor=await self._cache.put_cursor(target, name, urlencode({"n": _PAGE, "last": last})))
 
     async def _gather(self, target: Target, query: str) -> Gathered:
         """The tags from the upstream's own `query` on, or all of them."""

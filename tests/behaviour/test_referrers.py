@@ -14,7 +14,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX
 from tests.clock import Clock
 from tests.conftest import StartMirror
-from tests.harness import Reply, RunningMirror
+from tests.harness import Reply, RunningMirror, short_timeouts
 from tests.upstream import (
     ANY,
     Basic,
@@ -179,6 +179,11 @@ class TestAnswers:
 
 
 class TestPages:
+    @pytest.fixture
+    async def mirror(self, start_mirror: StartMirror) -> RunningMirror:
+        """A mirror that gathers all it may, however busy the machine is."""
+        return await start_mirror(timeouts=short_timeouts(first_byte=30, try_=15))
+
     @pytest.mark.parametrize("style", ["relative", "absolute", "elsewhere", "misplaced"])
     async def test_upstreams_pages_are_gathered(
         self, mirror: RunningMirror, upstream: FakeRegistry, image: Image, style: str
