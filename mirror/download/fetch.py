@@ -26,6 +26,8 @@ _PROGRESS = 64 << 10
 """Bytes that count as progress, so that an upstream cannot keep us busy byte by byte."""
 _SKIP_FACTOR = 3
 """How often the blob's length may be thrown away where the upstream ignores ranges."""
+NO_PARTS = ("range", "size")
+"""Reasons why an upstream cannot be asked for a part: it gives another one, or is not at one about the whole."""
 _log = structlog.get_logger()
 
 
@@ -70,6 +72,8 @@ class Fetch:
         self.ended_early = False
         """Whether a body without a length of its own ended, in good order, before `stop`: the digest has to tell
         whether it was cut, or was all there is."""
+        self.received = 0
+        """Body bytes that came, wanted or not."""
         self._sources = sources
         self._tools = tools
         self._offset = start
@@ -137,6 +141,7 @@ class Fetch:
             while (chunk := await anext(self._chunks, None)) is not None:
                 surplus = self._offset - self._position
                 self._position += len(chunk)
+                self.received += len(chunk)
                 if surplus >= len(chunk):
                     self._skipped += len(chunk)
                     continue
@@ -188,7 +193,7 @@ class Fetch:
                     await self._ask_around(min(self._tools.timeouts.first_byte, left))
                     return
                 except UpstreamUnavailable as again:
-                    if again.reason == "range" and self._skip_limit is not None:
+                    if again.reason in NO_PARTS and self._skip_limit is not None:
                         raise  # it will not learn to; whoever set a limit has another way
                     _log.info("resuming failed", digest=str(self.digest), offset=self._offset, reason=again.reason)
                     error = again

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from mirror.download.bodies import FlightBody
-from mirror.download.fetch import Fetch, Tools
+from mirror.download.fetch import NO_PARTS, Fetch, Tools
 from mirror.download.sources import Sources
 from mirror.download.tracks import BytesPiece, Piece
 from mirror.oci.byte_range import ByteRange
@@ -127,7 +127,7 @@ class RangeBody:
             try:
                 return BytesPiece(await self._ask(offset))
             except UpstreamUnavailable as error:
-                if error.reason != "range":
+                if error.reason not in NO_PARTS:
                     raise
                 self._stuck = error
         return await self._from_fill(offset, self._stuck)
@@ -209,15 +209,22 @@ class RangeBody:
             await self._begin(offset)
         while self._received <= offset:
             assert self._fetch is not None, "read after close"
-            chunk = await self._fetch.next()
+            chunk = await self._next(self._fetch)
             if chunk is None:  # a body that promised no length, and was cut
                 await self._fetch.go_on()
                 continue
-            label = self._target.upstream.entry
-            self._tools.metrics.bypass_bytes.labels(upstream=label, reason="range").inc(len(chunk))
             self._chunk = chunk
             self._received += len(chunk)
         return self._chunk[offset - self._received :]
+
+    async def _next(self, fetch: Fetch) -> bytes | None:
+        """The next bytes; all that came for them is counted, what was thrown away included."""
+        before = fetch.received
+        try:
+            return await fetch.next()
+        finally:
+            label = self._target.upstream.entry
+            self._tools.metrics.bypass_bytes.labels(upstream=label, reason="range").inc(fetch.received - before)
 
     async def _begin(self, offset: int) -> None:
         """Asks for bytes from `offset` on."""

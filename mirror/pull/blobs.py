@@ -103,13 +103,13 @@ class BlobPuller:
             source = Source.JOINED
             download.sources.add(target)
             self._metrics.download_joins.labels(upstream=target.upstream.entry).inc()
-            if background:
-                download.keep_on()
         body = self._downloads.read(download, target)
         try:
             size = await body.opened()
             if not await self._is_shown(target, download.shown):
                 await self._permissions.in_flight(target, digest, size, deadline)
+            if background:
+                download.keep_on()
         except BaseException:
             await body.close()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import AsyncIterator
 
@@ -16,7 +17,18 @@ from tests.lines import Lines, lines
 from tests.parts import expected, parts_of, read_parts, split_parts
 from tests.raw import RawClient
 from tests.reading import Reading, blob_path, left_behind, nothing_unheard, settled
-from tests.upstream import Blob, FakeRegistry, gzipped, ignore_range, ranged, reset, stall_at, status, truncate
+from tests.upstream import (
+    Blob,
+    FakeRegistry,
+    gzipped,
+    ignore_range,
+    ranged,
+    reset,
+    stall_at,
+    status,
+    truncate,
+    wrong_206,
+)
 
 __all__ = ["lines"]
 
@@ -377,6 +389,44 @@ async def test_an_upstream_without_ranges_gives_the_whole(
     assert parts_of(reply) == expected(pairs, blob.content, BLOB_TYPE)
     await mirror.quiet()
     assert fills(upstream, blob) <= 2  # one may be the answer to a range that was ignored
+
+
+WRONG = [wrong_206("start"), wrong_206("end"), wrong_206("total"), wrong_206("missing"), wrong_206("star")]
+
+
+@pytest.mark.parametrize("fault", WRONG, ids=lambda fault: fault.name)
+async def test_an_upstream_whose_parts_are_off_hurts_nobody(
+    start_mirror: StartMirror, upstream: FakeRegistry, fault: object
+) -> None:
+    """What is legal is taken, and the rest of it asked for; what is not is not believed: the fill has to come."""
+    mirror = await start_mirror(timeouts=PATIENT)
+    blob = upstream.put_blob("library/demo", SIZE)
+    upstream.fault(blob, fault, when=ranged)  # type: ignore[arg-type]  # parametrized
+    pairs = [(3 * MIB, 3 * MIB + 9), (2 * MIB, 2 * MIB + 9), (2 * MIB + 100, 2 * MIB + 199), (0, 0)]
+
+    async with asyncio.timeout(10):  # not as long as an upstream is given that may come back
+        reply = await mirror.get(blob_path("demo", blob), Range=header(pairs))
+
+    assert parts_of(reply) == expected(pairs, blob.content, BLOB_TYPE)
+
+
+async def test_all_that_is_fetched_past_the_fill_is_counted(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """Also what was thrown away: what is left of the upstream's bytes is then what was stored."""
+    mirror = await start_mirror(timeouts=PATIENT)
+    for fault in (None, ignore_range()):
+        blob = upstream.put_blob("library/demo", SIZE)
+        if fault is not None:
+            upstream.fault(blob, fault, when=ranged)
+        held = upstream.fault(blob, stall_at(0), times=1)
+        await mirror.get(blob_path("demo", blob), Range="bytes=500000-500009,510000-510009")
+        held.release()
+        await mirror.quiet()
+
+    fetched = mirror.metric("mirror_upstream_bytes_total", kind="blob")
+    assert (
+        fetched - mirror.metric("mirror_bypass_bytes_total") == mirror.metric("mirror_stored_bytes_total") == 2 * SIZE
+    )
+    assert mirror.metric("mirror_bypass_bytes_total") >= 10_010 + 510_010
 
 
 async def test_an_upstream_that_loses_its_ranges_between_parts_gives_the_whole(
