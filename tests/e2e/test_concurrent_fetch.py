@@ -50,6 +50,7 @@ def client(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Client]:
     used = FRONT_DOORS[request.param](fleet)
     used.empty()
     yield used
+    used.stop()
     used.empty()
 
 

@@ -22,7 +22,7 @@ class Daemon:
     """A containerd, 1.6 or 2, that uses the mirror: one directory with a file per registry, one with a file for all."""
 
     def __init__(self, home: Path, mirror: str, *, version: int, fetch_buffer: int = 0) -> None:
-        need("containerd2" if version == 2 else "containerd", "ctr", "runc", "crictl", root=True)
+        need("containerd2" if version == 2 else "containerd", "ctr", "runc", root=True)
         need_overlay(home)
         self.log = home / "containerd.log"
         self.home = home
@@ -48,8 +48,7 @@ class Daemon:
             ["containerd", "--config", config], log=self.log, env={**environment(home), **self._env}
         )
         self._process.wait_until(lambda: is_socket(self.socket))
-        self._load_sandbox()
-        self._sandbox_content = self.content("k8s.io")
+        self._sandbox_content: set[str] = set()
 
     def ctr(self, *arguments: str | Path, namespace: str = "default") -> str:
         """Runs ctr and returns what it printed."""
@@ -78,19 +77,20 @@ class Daemon:
         return run("crictl", "--config", config, *arguments, home=self.home)
 
     def stop(self) -> None:
-        try:
-            self.crictl("rmp", "--all", "--force")  # a test that failed leaves its pod, and that would outlive us
-        finally:
-            self._process.stop()
-            remove_tree(self._state)
+        self._process.stop()
+        remove_tree(self._state)
 
-    def _load_sandbox(self) -> None:
+    def load_sandbox(self) -> None:
+        """Brings what pods need, once."""
+        if self._sandbox_content:
+            return
         layout = self.home / "sandbox"
         build_sandbox(layout)
         archive = self.home / "sandbox.tar"
         with tarfile.open(archive, "w") as file:
             file.add(layout, arcname="")
         self.ctr("images", "import", "--base-name", _SANDBOX.partition(":")[0], archive, namespace="k8s.io")
+        self._sandbox_content = self.content("k8s.io")
 
 
 class Containerd:
@@ -130,6 +130,8 @@ class Crictl:
     """crictl, which asks containerd as a kubelet would: one `_default/hosts.toml` tells it the mirror."""
 
     def __init__(self, daemon: Daemon) -> None:
+        need("crictl")
+        daemon.load_sandbox()
         self.log = daemon.log
         self.config = daemon.for_all / "_default" / "hosts.toml"
         self._daemon = daemon
@@ -156,7 +158,8 @@ class Crictl:
         assert self._daemon.is_empty()
 
     def stop(self) -> None:
-        """Leaves the daemon to whoever started it."""
+        """Ends the pod that a failed test left, which would outlive its daemon; that is left to whoever started it."""
+        self._daemon.crictl("rmp", "--all", "--force")
 
     def _images(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self._daemon.crictl("images", "--output", "json"))["images"]
