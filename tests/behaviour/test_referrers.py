@@ -169,11 +169,12 @@ class TestAnswers:
         assert (reply.status, reply.code) == (400, "DIGEST_INVALID")
         assert upstream.count() == 0
 
+    @pytest.mark.parametrize("what", ["image", "docker-list"])
     async def test_a_fallback_that_is_no_index_is_nothing(
-        self, mirror: RunningMirror, upstream: FakeRegistry, image: Image
+        self, mirror: RunningMirror, upstream: FakeRegistry, image: Image, what: str
     ) -> None:
-        """Somebody may have tagged an image so."""
-        other = upstream.add_image(REPOSITORY, "other")
+        """Somebody may have tagged an image so, or what looks like an index and is Docker's."""
+        other = upstream.add_image(REPOSITORY) if what == "image" else upstream.add_index(REPOSITORY, docker=True)
         upstream.tag(REPOSITORY, f"sha256-{image.digest.hex}", other)
         assert listed(await mirror.get(path_of(image))) == []
 
