@@ -90,11 +90,14 @@ def destination(tmp_path: Path) -> Iterator[Registry]:
 
 
 def same_everywhere(upstream: Place, mirror: MirrorProcess, read: Callable[[str], object]) -> None:
-    """`read`, given a registry, finds the same at the upstream, at the mirror, and there with the upstream stopped."""
-    mirror.start({UPSTREAM: {"url": upstream.registry.url, "negative_ttl": "10m"}}, **ALWAYS_EXPIRED)
+    """`read`, given a registry, finds the same at the upstream, at the mirror, and there after a restart without it."""
+    upstreams = {UPSTREAM: {"url": upstream.registry.url, "negative_ttl": "10m"}}
     expected = read(upstream.direct)
+    mirror.start(upstreams, **ALWAYS_EXPIRED)
     assert read(upstream.mirrored) == expected
     upstream.registry.stop()
+    mirror.stop()
+    mirror.start(upstreams, **ALWAYS_EXPIRED)
     assert read(upstream.mirrored) == expected
 
 
