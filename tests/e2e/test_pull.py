@@ -138,6 +138,22 @@ def test_docker_pulls_all_tags(client: Client, image: Image, mirror: MirrorProce
     client.use(IMAGE, image)
 
 
+@pytest.mark.parametrize("client", ["dockerd-containerd-store", "crio"], indirect=True)
+@PLAIN
+def test_client_names_docker_hub_as_well(
+    client: Client, image: Image, mirror: MirrorProcess, both_upstreams: dict[str, Upstream]
+) -> None:
+    """A client that names every registry gets Docker Hub's image even where another one is the default."""
+    upstreams = {name: upstream.settings for name, upstream in both_upstreams.items()}
+    mirror.start(upstreams, default_upstream="ghcr.io")
+
+    client.pull(IMAGE)
+
+    client.use(IMAGE, image)
+    assert blobs_fetched(both_upstreams["docker.io"].registry) == Counter(image.blobs)
+    assert both_upstreams["ghcr.io"].registry.asked() == []
+
+
 @SKOPEO
 @pytest.mark.parametrize("upstream", ["bearer"], indirect=True)
 def test_one_token_serves_a_whole_pull(client: Client, mirror: MirrorProcess, upstream: Upstream) -> None:
