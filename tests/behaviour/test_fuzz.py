@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.grammar import Conversation, Words, conversations
 from tests.lines import Lines, lines
-from tests.surface import check, surface
+from tests.surface import surface
 from tests.upstream import Image
 
 __all__ = ["lines"]
@@ -49,7 +49,7 @@ def test_no_request_is_too_odd(tmp_path: Path, lines: Lines) -> None:
                     client.send(conversation.sent)
             else:
                 for answer in mirror.ask(*conversation.pieces):
-                    check(answer)
+                    mirror.check(answer)
             assert mirror.get("/v2/") == b"{}"
 
         converse()
