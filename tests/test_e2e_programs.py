@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import build_programs
+from tests.e2e.conformance import read_report
 from tests.e2e.recipes import RECIPES, DebianRoot, GoProgram, Patch, cache
 
 TOOL = GoProgram("tool", "example.org/tool", "v1.0.0", (("bin/tool", "cmd/tool"), ("bin/toolctl", "cmd/ctl")))
@@ -221,3 +222,28 @@ def test_pins_are_exact() -> None:
 def test_cache_lies_where_caches_lie(environ: dict[str, str], expected: str) -> None:
     """Programs are kept in the user's cache directory, or where E2E_PROGRAMS says."""
     assert cache(environ) == Path(expected)
+
+
+def test_report_of_a_suite_is_read(tmp_path: Path) -> None:
+    """A check has passed where the report says so; one not tried is neither; all others have failed."""
+    report = tmp_path / "junit.xml"
+    report.write_text(
+        """<testsuites><testsuite>
+        <testcase name="OCI Conformance Test/ping" status="passed"><system-err>GET /v2/</system-err></testcase>
+        <testcase name="OCI Conformance Test/image/pull" status="passed"/>
+        <testcase name="OCI Conformance Test/image/pull" status="passed"/>
+        <testcase name="OCI Conformance Test/image/delete" status="skipped"/>
+        <testcase name="OCI Conformance Test/tag-list" status="failure"><system-out>missing tag</system-out></testcase>
+        <testcase name="OCI Conformance Test/head" status="error"/>
+        <testcase name="[It] OCI Distribution Conformance Tests Pull" status="panicked"><error>out</error></testcase>
+        <testcase name="[It] OCI Distribution Conformance Tests Push blob" status="skipped"><skipped/></testcase>
+        <testcase name="[ReportAfterSuite] html custom reporter" status="passed"/>
+        </testsuite></testsuites>"""
+    )
+
+    outcome = read_report(report)
+
+    assert outcome.passed == {"ping": 1, "image/pull": 2}
+    assert outcome.failed == {"tag-list": "missing tag", "head": "", "Pull": "out"}
+    assert outcome.skipped == {"image/delete", "Push blob"}
+    assert "tag-list:\nmissing tag" in outcome.complaints

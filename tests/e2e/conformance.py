@@ -16,6 +16,7 @@ from tests.e2e.processes import Process, free_port, listens, tail
 from tests.e2e.programs import environment, need
 
 _SUITE = re.compile(r"^(OCI Conformance Test/|\[It\] OCI Distribution Conformance Tests )")
+_WORDS = 3000  # characters about one failure; some repeat a body of megabytes
 _SECONDS = 90.0  # for a whole suite; the longest takes a tenth of that on an idle machine
 
 
@@ -28,6 +29,11 @@ class Outcome:
     """With the suite's own words."""
     skipped: frozenset[str]
     """What it was told not to do, or what would have needed that."""
+
+    @property
+    def complaints(self) -> str:
+        """Every failure, as a person would want to read it."""
+        return "\n\n".join(f"{name}:\n{words[:_WORDS]}" for name, words in self.failed.items())
 
 
 class Suite:
@@ -59,7 +65,7 @@ class Suite:
         report = results / "junit.xml"
         if not report.exists():
             pytest.fail(f"{self._program} wrote no report:\n{tail(self.log)}")
-        return _outcome(report)
+        return read_report(report)
 
 
 class Splitter:
@@ -115,7 +121,7 @@ http {{
 """
 
 
-def _outcome(report: Path) -> Outcome:
+def read_report(report: Path) -> Outcome:
     """Every check of a report. The older suite also reports on its own report, which says nothing about a registry."""
     passed: Counter[str] = Counter()
     failed: dict[str, str] = {}

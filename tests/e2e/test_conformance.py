@@ -107,7 +107,7 @@ def test_reads_conform(
         RO_DATA_REFERRERS=content.manifest,
     )
 
-    assert outcome.failed == {}
+    assert outcome.failed == {}, outcome.complaints
     assert outcome.skipped == PUSHES
     assert outcome.passed == {
         "ping": 1,
@@ -155,9 +155,9 @@ def test_reads_of_what_was_just_pushed_conform(
     finally:
         splitter.stop()
 
-    assert direct.failed == {}
+    assert direct.failed == {}, direct.complaints
     assert direct.passed.total() == 420, "a suite that checks less would pass as well"
-    assert through.failed == {}
+    assert through.failed == {}, through.complaints
     assert through.passed == direct.passed
     assert mirror.counted("mirror_requests_total", kind="manifest", status="200") > 100, "the reads went elsewhere"
 
@@ -179,7 +179,7 @@ def test_reads_conform_to_1_1(
         TAG_LIST=",".join(TAGS),
     )
 
-    assert outcome.failed.keys() == CANNOT_PASS
+    assert outcome.failed.keys() == CANNOT_PASS, outcome.complaints
     assert {name: times for name, times in outcome.passed.items() if " Setup " not in name} == {
         "Pull Pull blobs HEAD request to existing blob should yield 200": 1,
         "Pull Pull blobs HEAD request to nonexistent blob should result in 404 response": 1,
