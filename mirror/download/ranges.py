@@ -117,7 +117,8 @@ class RangeBody:
         return flight is not None and (flight.has(start) or self._expects(flight, start))
 
     async def at(self, offset: int) -> Piece:
-        if self._flight is not None and not (self._readable and self._flight.stores):
+        flight = self._flight
+        if flight is not None and not (self._readable and (flight.stores or flight.has(offset))):
             await self._leave_flight()
         if self._stuck is None and not self._coming(offset):
             if (piece := await self._from_flight(offset)) is not None:

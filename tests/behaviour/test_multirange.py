@@ -535,6 +535,37 @@ async def test_a_spool_that_fails_between_parts_costs_no_byte(
         assert await whole.rest() == blob.read(2 * MIB, SIZE)
 
 
+class FullDisk(Files):
+    """Takes `room` bytes of a spool."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        if offset + len(data) > self.room:
+            raise OSError(errno.ENOSPC, "planted")
+        return super().write(fd, data, offset)
+
+
+async def test_a_disk_that_takes_no_more_costs_no_part(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """What it has taken comes from it, the rest by own requests, in any order."""
+    mirror = await start_mirror(files=FullDisk(2 * MIB), timeouts=PATIENT)
+    blob = upstream.put_blob("library/demo", SIZE)
+    held = upstream.fault(blob, stall_at(MIB), times=1)
+    pairs = [(0, MIB // 2), (MIB - 100, MIB + 99), (3 * MIB, 3 * MIB + 9), (50, 99), (SIZE - 5, SIZE - 1)]
+    async with await Reading.ask(mirror, blob_path("demo", blob)) as whole:
+        await whole.take(MIB)
+        async with await Reading.ask(mirror, blob_path("demo", blob), Range=header(pairs)) as reading:
+            start = await reading.take(MIB // 2)
+            held.release()
+            body = start + await reading.rest()
+        assert await whole.rest() == blob.read(MIB, SIZE)
+
+    assert read_parts(reading.headers["Content-Type"], body) == expected(pairs, blob.content, BLOB_TYPE)
+    await settled(mirror)
+    assert left_behind(mirror) == {}
+
+
 async def test_a_blob_that_is_evicted_between_parts_stays_readable(
     start_mirror: StartMirror, upstream: FakeRegistry
 ) -> None:
