@@ -66,17 +66,16 @@ class Downloads:
 
         return FlightBody(download, target, self.tools, detour)
 
-    def rejoin(self, download: Download, target: Target) -> FlightBody | None:
-        """The same for somebody who had left, if the download still runs and stores."""
-        running = download.joinable and download.stores and not download.finished
-        return self.read(download, target) if running else None
-
-    async def detour(self, digest: Digest, target: Target, error: OSError) -> Body:
-        """A body for a client whose bytes can no longer be read from our disk: a fetch past the disk, shared."""
-        self.tools.cache.trouble.note("blobs", error)
+    def anew(self, digest: Digest, target: Target) -> FlightBody:
+        """The blob from its first byte on, past the disk unless somebody is storing it: shared, and verified."""
         download = self.current(digest, target.upstream.host) or self.start(digest, target, pass_through=True)
         download.sources.add(target)
         return self.read(download, target)
+
+    async def detour(self, digest: Digest, target: Target, error: OSError) -> Body:
+        """A body for a client whose bytes can no longer be read from our disk."""
+        self.tools.cache.trouble.note("blobs", error)
+        return self.anew(digest, target)
 
     @property
     def all(self) -> tuple[Download, ...]:

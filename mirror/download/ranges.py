@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
-from mirror.download.bodies import FlightBody
+from mirror.download.bodies import Body, FlightBody
 from mirror.download.fetch import NO_PARTS, Fetch, Tools
 from mirror.download.sources import Sources
 from mirror.download.tracks import BytesPiece, Piece
@@ -57,9 +58,10 @@ class RangeBody:
 
     Own requests run one at a time: closed ranges of 1 MiB at first, doubling to 8 MiB as the client takes them. Their
     bytes are not verified and not kept. Where the upstream cannot do ranges, and where the parts are scattered too
-    wildly, the fill has to come: `flight` is a place on it, `board` gets one later. `waits`: the fill may be waited for
-    before. `patient`: the client asks for the rest of the blob, from which it may be taking only the next piece
-    (containerd 2 does so), so that its own requests would fetch for the second time what the fill brings anyway.
+    wildly, the fill has to come: `flight` is a place on it. Where there is none, `anew` gives the blob from its start,
+    which brings parts in rising order. `waits`: the fill may be waited for before. `patient`: the client asks for the
+    rest of the blob, of which it may be taking only the next piece (containerd 2 does so), so that its own requests
+    would fetch for the second time what the fill brings anyway.
 
     Raises RangeInvalid for parts that are too scattered to be asked for where there is no fill to wait for.
     """
@@ -72,8 +74,8 @@ class RangeBody:
         *,
         size: int,
         parts: Sequence[ByteRange],
+        anew: Callable[[], Body],
         flight: FlightBody | None = None,
-        board: Callable[[], FlightBody | None] = lambda: None,
         waits: bool = False,
         patient: bool = False,
     ) -> None:
@@ -86,7 +88,8 @@ class RangeBody:
         if len(parts) > 1 and 2 * sum(span.length for span in self._spans) > size:
             waits = patient = True  # own requests would bring most of the blob, and the fill does that already
         self._flight = flight
-        self._board = board
+        self._anew = anew
+        self._through: Body | None = None
         self._waits = waits
         timeouts = tools.timeouts
         self._horizon = _PATIENT * timeouts.no_progress if patient else timeouts.cold_head
@@ -117,6 +120,8 @@ class RangeBody:
         return flight is not None and (flight.has(start) or self._expects(flight, start))
 
     async def at(self, offset: int) -> Piece:
+        if self._through is not None:
+            return await self._through.at(offset)
         flight = self._flight
         if flight is not None and not (self._readable and (flight.stores or flight.has(offset))):
             await self._leave_flight()
@@ -134,12 +139,17 @@ class RangeBody:
         return await self._from_fill(offset, self._stuck)
 
     def storage_failed(self, error: OSError) -> None:
+        if self._through is not None:
+            self._through.storage_failed(error)
+            return
         self._tools.cache.trouble.note("blobs", error)
         self._readable = False
 
     async def close(self) -> None:
         await self._leave_flight()
         await self._end_fetch()
+        if self._through is not None:
+            await self._through.close()
 
     # From the fill.
 
@@ -170,12 +180,18 @@ class RangeBody:
         return False
 
     async def _from_fill(self, offset: int, failure: UpstreamUnavailable) -> Piece:
-        """The fill's bytes, however long they take. Raises `failure` where there is no fill."""
-        if self._flight is None and self._readable:
-            self._flight = self._board()
-        if self._flight is None or not await self._flight.reached(offset):
+        """The fill's bytes, however long they take; without a fill those of the blob from its start.
+
+        Raises `failure` where the parts' order does not allow that.
+        """
+        if self._flight is not None and await self._flight.reached(offset):
+            return await self._flight.at(offset)
+        if any(part.end >= after.start for part, after in pairwise(self._parts)):
             raise failure
-        return await self._flight.at(offset)
+        await self._leave_flight()
+        await self._end_fetch()
+        self._through = self._anew()
+        return await self._through.at(offset)
 
     async def _leave_flight(self) -> None:
         flight, self._flight = self._flight, None

@@ -75,7 +75,14 @@ class BlobPuller:
             await self._cache.drop_blob(digest)
             if parts and parts[0].length < file.size:
                 self._cache.trouble.note("blobs", error)
-                return RangeBody(digest, target, self._downloads.tools, size=file.size, parts=parts)
+                return RangeBody(
+                    digest,
+                    target,
+                    self._downloads.tools,
+                    size=file.size,
+                    parts=parts,
+                    anew=lambda: self._downloads.anew(digest, target),
+                )
             return await self._downloads.detour(digest, target, error)
 
         try:
@@ -133,7 +140,7 @@ class BlobPuller:
                 size=size,
                 parts=parts,
                 flight=flight.body,
-                board=lambda: self._downloads.rejoin(flight.download, target),
+                anew=lambda: self._downloads.anew(digest, target),
                 waits=not cold,
                 patient=ranges.is_rest,
             )

@@ -391,6 +391,26 @@ async def test_an_upstream_without_ranges_gives_the_whole(
     assert fills(upstream, blob) <= 2  # one may be the answer to a range that was ignored
 
 
+async def test_an_upstream_without_ranges_gives_parts_that_are_not_kept(
+    start_mirror: StartMirror, upstream: FakeRegistry
+) -> None:
+    """Nor is there room for the blob: it is read from its start as far as the last part, which takes rising order."""
+    mirror = await start_mirror(timeouts=PATIENT, storage={"max_size": MIB})
+    blob = upstream.put_blob("library/demo", 8 * MIB)
+    upstream.fault(blob, ignore_range(), when=ranged)
+    rising = [(2 * MIB, 2 * MIB + 9), (2 * MIB + 100_000, 3 * MIB), (4 * MIB, 4 * MIB + 9)]
+
+    several = await mirror.get(blob_path("demo", blob), Range=header(rising))
+    one = await mirror.get(blob_path("demo", blob), Range="bytes=8388000-")
+    falling = await mirror.get(blob_path("demo", blob), Range=header(rising[::-1]))
+
+    assert parts_of(several) == expected(rising, blob.content, BLOB_TYPE)
+    assert (one.status, one.body) == (206, blob.read(8388000, 1 << 20))
+    assert falling.status == 503
+    await settled(mirror)
+    assert left_behind(mirror) == {}
+
+
 WRONG = [wrong_206("start"), wrong_206("end"), wrong_206("total"), wrong_206("missing"), wrong_206("star")]
 
 
