@@ -108,7 +108,7 @@ def test_program_that_was_removed_is_made_anew(fake: Fake) -> None:
 
 def test_killed_run_leaves_no_half_program(fake: Fake) -> None:
     """What a run that was killed left behind is never found by a test, and the next run clears it away."""
-    half = fake.cache / ".making-tool" / "made" / "bin"
+    half = fake.cache / ".making-tool-1" / "made" / "bin"
     half.mkdir(parents=True)
     (half / "tool").write_text("half")
 

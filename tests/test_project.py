@@ -228,16 +228,18 @@ def test_gate_installs_what_the_end_to_end_tests_need() -> None:
     listed = dict(re.findall(r"^    ([a-z-]+):([a-z0-9.-]+)$", (TOP / ".ci" / "run").read_text(), re.MULTILINE))
 
     assert programs.PACKAGES.items() <= listed.items()
+    assert {"go", "mmdebstrap"} <= listed.keys(), "what makes the programs that no package brings"
 
 
 def test_gate_stops_at_the_first_failure() -> None:
-    """.ci/run can be executed, is strict, and ends with the checks, whose last line is pytest's."""
+    """.ci/run can be executed, is strict, and ends with the programs and the checks, whose last line is pytest's."""
     script = TOP / ".ci" / "run"
     lines = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
 
     assert os.access(script, os.X_OK)
     assert lines[0] == "set -euo pipefail"
     assert "export CI=true" in lines
+    assert lines[-2] == "make --no-print-directory e2e-programs"
     assert lines[-1] == "make --no-print-directory check"
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
 

@@ -14,15 +14,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.e2e.processes import remove_tree
 from tests.e2e.recipes import CACHE, RECIPES, DebianRoot, GoProgram, Recipe
 
+_MAKING = ".making-"
 _AT_ONCE = 2  # one that compiles, and one that downloads or links
 _ATTEMPTS = 2  # what the first one has fetched, the second one need not
 _SECONDS = 1800.0  # for one command; the slowest needs a tenth of that on two cores
@@ -40,8 +42,10 @@ def main(recipes: Sequence[Recipe] = RECIPES, cache: Path = CACHE) -> int:
     """Makes what is missing. The exit code: 0, or 1 if something could not be made, which is then named."""
     cache.mkdir(parents=True, exist_ok=True)
     with _alone(cache):
-        for left_over in cache.glob(".making-*"):
-            remove_tree(left_over)
+        for left_over in cache.glob(f"{_MAKING}*"):
+            # What a killed run had started may still write there; then the run after this one removes it.
+            with suppress(OSError):
+                remove_tree(left_over)
         wanted = [recipe for recipe in recipes if not is_there(recipe, cache)]
         for recipe in recipes:
             if recipe not in wanted:
@@ -61,8 +65,8 @@ def is_there(recipe: Recipe, cache: Path) -> bool:
 
 def make(recipe: Recipe, cache: Path) -> None:
     """Makes it and puts it into place. Raises BuildError."""
-    making = cache / f".making-{recipe.name}"
-    making.mkdir()
+    making = Path(tempfile.mkdtemp(prefix=f"{_MAKING}{recipe.name}-", dir=cache))
+    making.chmod(0o755)  # apt fetches as a user of its own, who has to get there
     try:
         made = _make_root(recipe, making) if isinstance(recipe, DebianRoot) else _build(recipe, making)
         stamp = _stamp(recipe, cache)
