@@ -164,3 +164,17 @@ async def test_an_index_with_parameters_of_its_type(start_asking: StartAsking) -
     assert found == ListPage([text], None)
     assert json.loads(text)["x"] == [1]
     assert f"Accept: {OCI_INDEX}" in heads[-1]
+
+
+async def test_a_front_s_404_is_heard_where_a_registry_says_it(
+    upstream: FakeRegistry, start_upstream: StartUpstream, start_asking: StartAsking
+) -> None:
+    """A registry behind a redirect may deny the repository; a page that is not found there denies nothing."""
+    behind = await start_upstream()
+    upstream.fault(ANY, redirect_to(lambda exchange: behind.url + exchange.seen.target), kind="tags")
+    asking = start_asking(upstream.url)
+
+    with pytest.raises(NameUnknown):
+        await asking.upstreams.list_tags(asking.target(), "", soon())
+    behind.fault(ANY, html(404))
+    assert (await failure(asking.upstreams.list_tags(asking.target(), "", soon()))).reason == "redirect"
