@@ -305,7 +305,7 @@ class TestWithoutApi:
     async def test_what_the_tag_meant_before_is_stale_from_the_start(
         self, mirror: RunningMirror, upstream: FakeRegistry, image: Image, clock: Clock
     ) -> None:
-        """A HEAD told that the tag has moved, and the new index does not come: as soon as it does, it counts."""
+        """A HEAD has told that the tag moved, and the new index does not come: as soon as it does, it counts."""
         first = attach(upstream, image, SIGNATURE)
         tag_index(upstream, image, first)
         await mirror.get(path_of(image))
@@ -313,6 +313,7 @@ class TestWithoutApi:
         second = attach(upstream, image, SBOM)
         tag_index(upstream, image, first, second)
         rule = upstream.fault(REPOSITORY, status(503), method="GET", kind="manifest")
+        assert (await mirror.manifest("demo", f"sha256-{image.digest.hex}", method="HEAD")).status == 200
 
         reply = await mirror.get(path_of(image))
         assert (reply.cache, listed(reply)) == ("stale", [described(first)])
