@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Sequence
 
@@ -54,10 +55,9 @@ def parse_index(body: bytes) -> list[str] | None:
     return [text for text in texts if _read(text) is not None]
 
 
-def digest_of(descriptor: str) -> str:
-    """The digest that a descriptor names, unchecked; empty for anything else."""
-    read = _read(descriptor)
-    return read.digest if read is not None else ""
+def place_of(descriptor: str) -> str:
+    """A short name for the place of a descriptor in a list; two may have the same digest."""
+    return hashlib.sha256(descriptor.encode()).hexdigest()[:32]
 
 
 def of_types(descriptors: Sequence[str], artifact_types: Collection[str]) -> list[str]:
@@ -68,11 +68,11 @@ def of_types(descriptors: Sequence[str], artifact_types: Collection[str]) -> lis
 def page_of(descriptors: Sequence[str], last: str | None) -> tuple[Sequence[str], bool]:
     """As many descriptors as an index of PAGE_LIMIT bytes holds, at least one; whether some follow.
 
-    Those after the one of digest `last`; from the first on where there is none: rather twice than not at all.
+    Those after the place `last`; from the first on where that is gone: rather twice than not at all.
     """
     position = 0
     if last is not None:
-        position = next((at for at, text in enumerate(descriptors, 1) if digest_of(text) == last), 0)
+        position = next((at for at, text in enumerate(descriptors, 1) if place_of(text) == last), 0)
     end, size = position, len(_HEAD) + len(_TAIL)
     while end < len(descriptors):
         size += len(descriptors[end].encode()) + 1

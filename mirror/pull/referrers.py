@@ -11,7 +11,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import ManifestUnknown, UpstreamUnavailable
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Tag
-from mirror.oci.referrers import digest_of, fallback_tag, of_types, page_of, parse_index
+from mirror.oci.referrers import fallback_tag, of_types, page_of, parse_index, place_of
 from mirror.pull.answers import Source
 from mirror.pull.lists import MOST_STRETCHES, Following, Gathered, ListAnswer, Lists, gather, query_at
 from mirror.pull.manifests import ManifestPuller
@@ -54,7 +54,7 @@ class ReferrersPuller:
         last: str | None = None,
         cursor: str = "",
     ) -> ReferrersAnswer:
-        """What is attached to `subject`, of these artifact types (none: of any), after the descriptor of digest `last`.
+        """What is attached to `subject`, of these artifact types (none: of any), after the place `last`.
 
         The upstream need not know `subject`: then nothing is attached to it. Raises NameUnknown, UpstreamRefused and
         UpstreamUnavailable, and InvalidRequest for a cursor that we never gave.
@@ -66,7 +66,7 @@ class ReferrersPuller:
             wanted = of_types(answer.items, artifact_types) if artifact_types else answer.items
             descriptors, more = page_of(wanted, last)
             if more:
-                following = Following(digest_of(descriptors[-1]), name.cursor)
+                following = Following(place_of(descriptors[-1]), name.cursor)
                 return ReferrersAnswer(descriptors, following, answer.source)
             if descriptors or not answer.rest:
                 break

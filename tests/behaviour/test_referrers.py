@@ -433,6 +433,18 @@ class TestNo:
         upstream.fault(ANY, status(503))
         assert (await mirror.manifest("demo", image.digest)).status == 503
 
+    @pytest.mark.parametrize("api", [True, False])
+    async def test_a_repository_that_does_not_exist_is_a_404(
+        self, mirror: RunningMirror, upstream: FakeRegistry, image: Image, api: bool
+    ) -> None:
+        """It is not one to which nothing is attached; asked about once for as long as a 404 is remembered."""
+        if not api:
+            upstream.fault("/v2/*/referrers/*", status(404, "404 page not found\n", content_type="text/plain"))
+        for _ in range(3):
+            reply = await mirror.get(path_of(image, name="nowhere"))
+            assert (reply.status, reply.code) == (404, "NAME_UNKNOWN")
+        assert len(upstream.content_requests()) == (1 if api else 2)
+
     async def test_an_index_stays_with_its_repository(
         self, start_upstream: StartUpstream, start_mirror: StartMirror
     ) -> None:
