@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,8 +12,8 @@ from mirror.config import Timeouts
 from mirror.metrics import Metrics
 from mirror.oci.errors import InvalidRequest, UpstreamUnavailable
 from mirror.pull.answers import Source
+from mirror.pull.questions import Questions
 from mirror.routing import Router, Target
-from mirror.singleflight import SingleFlight
 from mirror.store.shapes import ListRecord
 from mirror.transport import Deadline
 from mirror.upstream import ListPage
@@ -71,11 +70,11 @@ class Lists:
         self._router = router
         self._metrics = metrics
         self._timeouts = timeouts
-        self._asking = SingleFlight()
+        self._questions = Questions()
 
     async def close(self) -> None:
         """Stops what is being asked."""
-        await self._asking.close()
+        await self._questions.close()
 
     async def get(self, target: Target, name: ListName, deadline: Deadline, ask: Ask) -> ListAnswer:
         """The list, by `ask` where it is not known or not fresh. Raises what `ask` raises, and UpstreamTimeout."""
@@ -89,7 +88,7 @@ class Lists:
         if overdue > settings.stale_if_error:
             return await self._ask(target, name, deadline, ask)
         if overdue < settings.stale_while_revalidate:
-            self._start(target, name, ask)
+            self._questions.start((target, name), lambda: self._hear(target, name, ask))
             return self._gone_stale(target, name, record, "revalidating")
         try:
             sooner = min(deadline, Deadline.after(self._timeouts.stale_after))
@@ -104,13 +103,10 @@ class Lists:
 
     async def _ask(self, target: Target, name: ListName, deadline: Deadline, ask: Ask) -> ListAnswer:
         """Asks, or joins whoever does; that goes on when we stop waiting."""
-        joins = self._asking.running((target, name))
-        asked = asyncio.shield(self._start(target, name, ask))
-        answer = await deadline.bound(asked, f"{name.kind} of {target}")
-        return replace(answer, source=Source.JOINED) if joins and answer.source is Source.MISS else answer
-
-    def _start(self, target: Target, name: ListName, ask: Ask) -> asyncio.Task[ListAnswer]:
-        return self._asking.start((target, name), lambda: self._hear(target, name, ask))
+        answer, joined = await self._questions.ask(
+            (target, name), lambda: self._hear(target, name, ask), deadline, f"{name.kind} of {target}"
+        )
+        return replace(answer, source=Source.JOINED) if joined and answer.source is Source.MISS else answer
 
     async def _hear(self, target: Target, name: ListName, ask: Ask) -> ListAnswer:
         # Whoever came while an earlier question was ending may find its answer.

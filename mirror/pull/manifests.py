@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 from dataclasses import replace
 
 import structlog
@@ -15,9 +15,9 @@ from mirror.oci.errors import UpstreamUnavailable
 from mirror.oci.reference import Reference, Tag
 from mirror.pull.answers import ManifestAnswer, Source
 from mirror.pull.asking import ManifestAsker
+from mirror.pull.questions import Questions
 from mirror.pull.renewals import Renewals
 from mirror.routing import Router, Target
-from mirror.singleflight import SingleFlight
 from mirror.store.shapes import LinkRecord, TagRecord
 from mirror.transport import Deadline
 
@@ -42,11 +42,11 @@ class ManifestPuller:
         self._router = router
         self._metrics = metrics
         self._timeouts = timeouts
-        self._asking = SingleFlight()
+        self._questions = Questions()
 
     async def close(self) -> None:
         """Stops what is being asked."""
-        await self._asking.close()
+        await self._questions.close()
 
     async def get(self, target: Target, reference: Reference, *, head: bool) -> ManifestAnswer:
         """The manifest, within `first_byte`; with `head` its bytes need not come with it, nor are fetched for that.
@@ -68,10 +68,13 @@ class ManifestPuller:
         if (ours := await self._at_hand(target, digest, head=head)) is not None:
             return self._hit(target, *ours)
         await self._cache.check_absence(target, digest, "manifest")
-        key = ("digest", target, digest, head)
-        joins = self._asking.running(key)
-        asked = self._asking.run(key, lambda: self._asker.by_digest(target, digest, head=head))
-        return _as_got(await deadline.bound(asked, f"{target}@{digest}"), joined=joins)
+        answer, joined = await self._questions.ask(
+            ("digest", target, digest, head),
+            lambda: self._asker.by_digest(target, digest, head=head),
+            deadline,
+            f"{target}@{digest}",
+        )
+        return _as_got(answer, joined=joined)
 
     async def _at_hand(self, target: Target, digest: Digest, *, head: bool) -> tuple[ManifestAnswer, LinkRecord] | None:
         """What may be given through this repository without asking: the upstream has shown it here."""
@@ -110,7 +113,7 @@ class ManifestPuller:
         if stale is None:
             return await self._ask(target, tag, known, deadline, head=head)
         if ours is not None and overdue < self._router.settings(target.upstream).stale_while_revalidate:
-            self._start(target, tag, known, head=head)
+            self._questions.start(_key(target, tag), lambda: self._asker.by_tag(target, tag, known, head=head))
             return self._gone_stale(target, tag, stale, "revalidating")
         try:
             sooner = min(deadline, Deadline.after(self._timeouts.stale_after))
@@ -142,15 +145,15 @@ class ManifestPuller:
     ) -> ManifestAnswer:
         """Asks what the tag means, or joins whoever does; that goes on when we stop waiting."""
         while True:
-            joins = self._asking.running(_key(target, tag))
-            asked = asyncio.shield(self._start(target, tag, known, head=head))
-            answer = await deadline.bound(asked, f"{target}:{tag}")
+            answer, joined = await self._questions.ask(
+                _key(target, tag),
+                functools.partial(self._asker.by_tag, target, tag, known, head=head),
+                deadline,
+                f"{target}:{tag}",
+            )
             if answer.content is not None or head:
-                return _as_got(answer, joined=joins)
+                return _as_got(answer, joined=joined)
             known = None  # we joined somebody's HEAD, which has told all that a HEAD can
-
-    def _start(self, target: Target, tag: Tag, known: Digest | None, *, head: bool) -> asyncio.Task[ManifestAnswer]:
-        return self._asking.start(_key(target, tag), lambda: self._asker.by_tag(target, tag, known, head=head))
 
 
 def _key(target: Target, tag: Tag) -> tuple[str, Target, Tag]:

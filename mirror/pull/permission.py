@@ -14,9 +14,9 @@ from mirror.oci.byte_range import ByteRange
 from mirror.oci.digest import Digest
 from mirror.oci.errors import StorageError, UpstreamUnavailable
 from mirror.pull.answers import Source
+from mirror.pull.questions import Questions
 from mirror.pull.renewals import Renewals
 from mirror.routing import Target
-from mirror.singleflight import SingleFlight
 from mirror.store.files import SharedFile
 from mirror.store.shapes import LinkRecord
 from mirror.transport import BlobStream, Deadline
@@ -48,7 +48,7 @@ class Permissions:
         self._renewals = renewals
         self._metrics = metrics
         self._first_byte = first_byte
-        self._questions = SingleFlight()
+        self._questions = Questions()
         self._doubted: Bounded[tuple[str, Digest], bool] = Bounded(_DOUBTS)
         """Which upstreams failed to show what they claim: they get no second guess at another place."""
 
@@ -116,8 +116,10 @@ class Permissions:
         question: Callable[[Deadline], Awaitable[LinkRecord]],
     ) -> LinkRecord:
         """Asks, or joins whoever does. The asking has `first_byte` of its own and goes on when we stop waiting."""
-        asked = self._questions.run(key, lambda: question(Deadline.after(self._first_byte)))
-        return await deadline.bound(asked, f"{key[1]}@{key[2]}")
+        link, _ = await self._questions.ask(
+            key, lambda: question(Deadline.after(self._first_byte)), deadline, f"{key[1]}@{key[2]}"
+        )
+        return link
 
     # What is asked.
 

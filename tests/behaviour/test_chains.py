@@ -258,11 +258,8 @@ async def test_no_answer_stays_no_answer(
     for rule in rules:
         rule.remove()
     if name == "silence":
-        async with asyncio.timeout(5):
-            # What the first mirror asked last may still be under way at the second one: whoever joins hears its end.
-            while (reply := await chain[0].manifest("demo", image.digest)).status == 504:
-                pass
-        assert reply.body == image.manifest.content
+        # What the first mirror asked last may still be under way at the second one; its end is not the newcomer's.
+        assert (await chain[0].manifest("demo", image.digest)).body == image.manifest.content
 
 
 @pytest.mark.parametrize("name", ["429", "503", "503 with a time"])
