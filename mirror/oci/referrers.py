@@ -55,31 +55,24 @@ def parse_index(body: bytes) -> list[str] | None:
     return [text for text in texts if _read(text) is not None]
 
 
-def place_of(descriptor: str) -> str:
-    """A short name for the place of a descriptor in a list; two may have the same digest."""
-    return hashlib.sha256(descriptor.encode()).hexdigest()[:32]
-
-
 def of_types(descriptors: Sequence[str], artifact_types: Collection[str]) -> list[str]:
     """Those of one of the artifact types."""
     return [text for text in descriptors if (read := _read(text)) is not None and read.artifact_type in artifact_types]
 
 
-def page_of(descriptors: Sequence[str], last: str | None) -> tuple[Sequence[str], bool]:
-    """As many descriptors as an index of PAGE_LIMIT bytes holds, at least one; whether some follow.
+def page_of(descriptors: Sequence[str], last: str | None) -> tuple[Sequence[str], str | None]:
+    """As many descriptors as an index of PAGE_LIMIT bytes holds, at least one; and where to go on, if some follow.
 
-    Those after the place `last`; from the first on where that is gone: rather twice than not at all.
+    Those after the place `last`; from the first on where another one stands there now: rather twice than not at all.
     """
-    position = 0
-    if last is not None:
-        position = next((at for at, text in enumerate(descriptors, 1) if place_of(text) == last), 0)
-    end, size = position, len(_HEAD) + len(_TAIL)
+    start = _position_of(last, descriptors) if last is not None else 0
+    end, size = start, len(_HEAD) + len(_TAIL)
     while end < len(descriptors):
         size += len(descriptors[end].encode()) + 1
-        if size > PAGE_LIMIT and end > position:
+        if size > PAGE_LIMIT and end > start:
             break
         end += 1
-    return descriptors[position:end], end < len(descriptors)
+    return descriptors[start:end], _place(end, descriptors) if end < len(descriptors) else None
 
 
 def render_index(descriptors: Sequence[str]) -> bytes:
@@ -92,3 +85,15 @@ def _read(descriptor: str) -> _Descriptor | None:
         return _decode_descriptor(descriptor)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def _place(position: int, descriptors: Sequence[str]) -> str:
+    """A short name for a place: how many stand up to there, and which is the last of them; two may be the same."""
+    return f"{position}-{hashlib.sha256(descriptors[position - 1].encode()).hexdigest()[:32]}"
+
+
+def _position_of(place: str, descriptors: Sequence[str]) -> int:
+    """How many descriptors stand up to a place that was named by `_place`; 0 where they have changed."""
+    digits = place.partition("-")[0]
+    position = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
+    return position if 0 < position <= len(descriptors) and _place(position, descriptors) == place else 0

@@ -11,7 +11,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import ManifestUnknown, UpstreamUnavailable
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Tag
-from mirror.oci.referrers import fallback_tag, of_types, page_of, parse_index, place_of
+from mirror.oci.referrers import fallback_tag, of_types, page_of, parse_index
 from mirror.pull.answers import Source
 from mirror.pull.lists import MOST_STRETCHES, Following, Gathered, ListAnswer, Lists, gather, query_at
 from mirror.pull.manifests import ManifestPuller
@@ -64,10 +64,9 @@ class ReferrersPuller:
         for _ in range(MOST_STRETCHES):
             answer = await self._stretch(target, subject, name, deadline)
             wanted = of_types(answer.items, artifact_types) if artifact_types else answer.items
-            descriptors, more = page_of(wanted, last)
-            if more:
-                following = Following(place_of(descriptors[-1]), name.cursor)
-                return ReferrersAnswer(descriptors, following, answer.source)
+            descriptors, place = page_of(wanted, last)
+            if place is not None:
+                return ReferrersAnswer(descriptors, Following(place, name.cursor), answer.source)
             if descriptors or not answer.rest:
                 break
             name, last = ListName("referrers", subject, answer.rest), None

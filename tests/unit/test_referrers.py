@@ -17,7 +17,6 @@ from mirror.oci.referrers import (
     of_types,
     page_of,
     parse_index,
-    place_of,
     render_index,
 )
 
@@ -91,11 +90,11 @@ def test_the_filter() -> None:
     assert of_types(texts, ["none"]) == []
 
 
-@given(st.lists(st.integers(0, 300), max_size=12, unique=True), st.integers(200, 1200), st.integers(1, 12))
+@given(st.lists(st.integers(0, 300), max_size=12), st.integers(200, 1200), st.integers(1, 12))
 def test_pages_are_the_index(sizes: list[int], limit: int, digests: int) -> None:
     """Each is small enough for a client, unless a single descriptor is not; together they are all, in order.
 
-    Several may describe the same digest.
+    Several may describe the same digest, even in the same words.
     """
     texts = [descriptor(number % digests, padding=size) for number, size in enumerate(sizes)]
     with pytest.MonkeyPatch.context() as patch:
@@ -103,16 +102,22 @@ def test_pages_are_the_index(sizes: list[int], limit: int, digests: int) -> None
         gathered: list[str] = []
         last = None
         while True:
-            page, more = page_of(texts, last)
+            page, last = page_of(texts, last)
             assert len(page) == 1 or len(render_index(page)) <= limit
             gathered += page
-            if not more:
+            if last is None:
                 break
-            last = place_of(page[-1])
     assert gathered == texts
 
 
-def test_a_place_that_is_gone_begins_again() -> None:
-    """Where the descriptor after which to go on is there no more, all are given: rather twice than not at all."""
-    texts = [descriptor(1), descriptor(2)]
-    assert page_of(texts, "gone") == (texts, False)
+def test_a_place_that_is_gone_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another descriptor stands there, or none, all are given: rather twice than not at all."""
+    monkeypatch.setattr(referrers, "PAGE_LIMIT", 1)
+    texts = [descriptor(number) for number in range(3)]
+    _, place = page_of(texts[:2], None)
+
+    assert page_of(texts, place)[0] == texts[1:2]
+    for changed in (texts[1:], texts[:0:-1], texts[1:2]):
+        assert page_of(changed, place)[0] == changed[:1]
+    for nonsense in ("", "1", "1-", "-1", "gone", "0-x", "9" * 5000, "\u0663-x"):
+        assert page_of(texts, nonsense)[0] == texts[:1]
