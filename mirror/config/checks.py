@@ -46,7 +46,7 @@ def _check_hosts(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
         for host in upstream.hosts:
             owner = owners.setdefault(host, entry)
             named = HUB if without_port(host) == HUB else host
-            if named != entry and (named == HUB or named in settings.upstreams):
+            if named != entry and (named in WELL_KNOWN or named in settings.upstreams):
                 yield path, f"has {shown(host)}, the name of another registry; expected names of the mirror"
             elif owner != entry:
                 other = dotted(("upstreams", owner, "hosts"))

@@ -260,6 +260,7 @@ def test_unknown_variables_are_mistakes_whose_value_stays_unseen(name: str, hint
          "registry; expected names of the mirror"),
         ("upstreams: {a.b: {hosts: [index.docker.io:80]}}", "hosts has 'index.docker.io:80', the name of another"),
         ("upstreams: {a.b: {hosts: [c.d]}, c.d: {}}", "hosts has 'c.d', the name of another registry; expected names"),
+        ("upstreams: {a.b: {hosts: [quay.io]}}", "hosts has 'quay.io', the name of another registry; expected names"),
         ("upstreams: {a.b: {username: x}}", 'upstreams."a.b" has a username alone; expected also password_file or'),
         (
             "upstreams: {a.b: {stale_if_error: 1m, stale_while_revalidate: 2m}}",

@@ -110,6 +110,15 @@ def test_pages_are_the_index(sizes: list[int], limit: int, digests: int) -> None
     assert gathered == texts
 
 
+def test_a_page_is_as_full_as_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a byte."""
+    texts = [descriptor(number) for number in range(3)]
+    monkeypatch.setattr(referrers, "PAGE_LIMIT", len(render_index(texts)) + 1)
+    assert page_of(texts, None) == (texts, None)
+    monkeypatch.setattr(referrers, "PAGE_LIMIT", len(render_index(texts)) - 1)
+    assert page_of(texts, None)[0] == texts[:2]
+
+
 def test_a_place_that_is_gone_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where another descriptor stands there, or none, all are given: rather twice than not at all."""
     monkeypatch.setattr(referrers, "PAGE_LIMIT", 1)
