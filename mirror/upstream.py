@@ -78,7 +78,7 @@ class ListPage:
 
 @dataclass(frozen=True, slots=True)
 class NoReferrers:
-    """The upstream has no API for referrers. `surely`: it said so of itself, not only of what it was asked for."""
+    """The upstream has no API for referrers. `surely`: it said so of the path, not only of the digest in it."""
 
     surely: bool
 
@@ -207,9 +207,9 @@ class Upstreams:
         if response.status == 404 and "NAME_UNKNOWN" in codes:
             raise NameUnknown(f"{target}: the upstream has no such repository")
         if response.status in _NO_REFERRERS:
-            # What is said with a code is said of this repository or digest; a page that is not found, of the path.
-            of_itself = response.status in _NO_METHOD or (response.status != 400 and codes <= {"UNSUPPORTED"})
-            return NoReferrers(of_itself)
+            # What is said with a code is said of this digest; a page that is not found, of the path.
+            of_path = response.status in _NO_METHOD or (response.status != 400 and codes <= {"UNSUPPORTED"})
+            return NoReferrers(of_path)
         if response.status != 200:
             raise UpstreamUnavailable(f"{response.asked}: answered {response.status}", reason="status")
         if media_type_of(None, response.headers.get("Content-Type")) != OCI_INDEX:

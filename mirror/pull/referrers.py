@@ -20,8 +20,8 @@ from mirror.transport import Deadline
 from mirror.upstream import ListPage, NoReferrers, Upstreams
 
 _WITHOUT_SECONDS = 600.0
-"""How long we remember that an upstream has no API."""
-_HOSTS = 1024
+"""How long we remember that there is no API for a repository: of others, which may not be there, this says nothing."""
+_REPOSITORIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class ReferrersPuller:
         self._manifests = manifests
         self._lists = lists
         self._first_byte = first_byte
-        self._without: Bounded[str, Deadline] = Bounded(_HOSTS)
+        self._without: Bounded[Target, Deadline] = Bounded(_REPOSITORIES)
 
     async def get(
         self,
@@ -77,14 +77,13 @@ class ReferrersPuller:
         return await self._lists.get(target, name, deadline, lambda: self._hear(target, subject, query))
 
     async def _hear(self, target: Target, subject: Digest, query: str) -> Gathered:
-        host = target.upstream.host
-        without = self._without.get(host)
+        without = self._without.get(target)
         if without is None or without.expired or query:
             try:
                 return await self._gather(target, subject, query)
             except _NoApi as no:
                 if no.surely:
-                    self._without.set(host, Deadline.after(_WITHOUT_SECONDS))
+                    self._without.set(target, Deadline.after(_WITHOUT_SECONDS))
         return await self._by_tag(target, Tag(fallback_tag(subject)))
 
     async def _gather(self, target: Target, subject: Digest, query: str) -> Gathered:

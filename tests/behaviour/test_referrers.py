@@ -285,12 +285,22 @@ class TestWithoutApi:
     async def test_it_is_remembered_that_there_is_none(
         self, mirror: RunningMirror, upstream: FakeRegistry, image: Image
     ) -> None:
-        """For other digests and repositories the tag is asked for at once."""
+        """For other digests of the repository the tag is asked for at once."""
         await mirror.get(path_of(image))
-        upstream.add_image("library/other")
         for number in range(3):
-            await mirror.get(path_of(Digest.of(b"%d" % number), name="other"))
+            await mirror.get(path_of(Digest.of(b"%d" % number)))
         assert upstream.count(kind="referrers") == 1
+
+    async def test_what_is_said_of_one_repository_is_not_remembered_of_others(
+        self, mirror: RunningMirror, upstream: FakeRegistry, image: Image
+    ) -> None:
+        """Nobody can hide signatures by asking for those of a repository that is not there, and gets a bare 404."""
+        upstream.referrers = True
+        signature = attach(upstream, image, SIGNATURE)
+        upstream.fault("/v2/library/absent/*", status(404, "not found\n", content_type="text/plain"))
+
+        assert listed(await mirror.get(path_of(image.digest, name="absent"))) == []
+        assert listed(await mirror.get(path_of(image))) == [described(signature)]
 
     async def test_what_is_said_of_one_digest_is_not_remembered_of_the_upstream(
         self, mirror: RunningMirror, upstream: FakeRegistry, image: Image
