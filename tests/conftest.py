@@ -18,6 +18,9 @@ from tests.upstream.fixtures import start_upstream, upstream
 
 __all__ = ["mirror", "start_mirror", "start_upstream", "upstream"]
 
+# Their clients compare what they got; where that fails the message shall say with what.
+pytest.register_assert_rewrite("tests.e2e")
+
 # A busy machine is no fault of the code: no test asserts on speed, hypothesis' default deadline would.
 settings.register_profile("mirror", deadline=None)
 settings.load_profile("mirror")

@@ -110,10 +110,12 @@ class Containerd:
     def use(self, reference: str, image: Image) -> None:
         name = uuid.uuid4().hex  # runc knows containers by name on the whole machine, whichever daemon they are of
         group = f"{cgroups.PARENT}/{name}"
-        printed = self._daemon.ctr(
-            "run", "--rm", "--cgroup", group, "--snapshotter", self._snapshotter, reference, name
-        )
-        assert printed.strip() == image.greeting
+        log = self._daemon.home / f"{name}.log"  # ctr itself may lose what is printed in a container's last moments
+        self._daemon.ctr(
+            "run", "--rm", "--cgroup", group, "--log-uri", f"file://{log}", "--snapshotter", self._snapshotter,
+            reference, name,
+        )  # fmt: skip
+        assert log.read_text().strip() == image.greeting
 
     def empty(self) -> None:
         held = self._daemon.ctr("images", "ls", "--quiet").split()
