@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from tests.e2e.processes import eventually
@@ -19,7 +20,8 @@ def remove() -> None:
     """
     for group in _groups():
         for process in (group / "cgroup.procs").read_text().split():
-            os.kill(int(process), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # the first of a container takes the others along
+                os.kill(int(process), signal.SIGKILL)
     if not eventually(_is_gone):
         raise OSError(f"{PARENT} is still in use in {', '.join(map(str, _groups()))}")
 

@@ -11,7 +11,7 @@ from tests.e2e import registries
 from tests.e2e.clients import Client, Fleet
 from tests.e2e.images import Image, build
 from tests.e2e.mirrors import MirrorProcess
-from tests.e2e.processes import free_port, tail
+from tests.e2e.processes import held_port, tail
 from tests.e2e.redirecting import RedirectingRegistry
 from tests.e2e.registries import Upstream
 from tests.e2e.tokens import SigningKey
@@ -62,9 +62,10 @@ def signing_key(tmp_path_factory: pytest.TempPathFactory) -> SigningKey:
 
 
 @pytest.fixture(scope="session")
-def mirror_port() -> int:
+def mirror_port() -> Iterator[int]:
     """Where every test's mirror listens, so that daemons can be told once."""
-    return free_port()
+    with held_port() as port:
+        yield port
 
 
 @pytest.fixture(params=registries.KINDS)

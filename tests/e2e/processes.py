@@ -8,12 +8,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 _START = 10.0  # seconds that a program may take to serve
 _STOP = 10.0  # seconds that it may take to end
 _TAIL = 4000  # bytes of a log that are worth showing
+
+_given: set[int] = set()  # by free_port
 
 
 class Process:
@@ -76,16 +79,30 @@ def tail(log: Path) -> str:
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listens on and the kernel will not hand out to a client meanwhile."""
+    """A TCP port on 127.0.0.1 that nobody listens on or holds, and that neither a client nor another call here gets."""
     for port in random.sample(range(20_000, 32_000), 200):  # Linux takes clients' ports from 32768 up
-        with socket.socket() as candidate:
-            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+        if port in _given:  # to something that may be between two starts
+            continue
+        try:
+            # Without SO_REUSEADDR, so that a port which another run of the tests holds is none for us.
+            with socket.socket() as candidate:
                 candidate.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+        except OSError:
+            continue
+        _given.add(port)
+        return port
     raise RuntimeError("no free port found")
+
+
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A free port for what starts again and again: whoever looks for one meanwhile, in any process, gets another."""
+    port = free_port()
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", port))
+        # Bound and not listening, it is in nobody's way who asks for the same, as all servers do.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield port
 
 
 def listens(port: int) -> bool:
