@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Sequence
+from typing import Annotated
 
 import msgspec
 
@@ -17,19 +18,26 @@ PAGE_LIMIT = 4 << 20
 _ATTACHED = re.compile(r"(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{64,128})(?:\.(?:sig|att|sbom))?")
 _HEAD = b'{"schemaVersion":2,"mediaType":"%s","manifests":[' % OCI_INDEX.encode()
 _TAIL = b"]}"
+_SHORTEST = len('{"digest":"sha256:"}') + 64
+"""Characters of what can name a digest; to find out by reading takes longer."""
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Index(msgspec.Struct):
     manifests: list[msgspec.Raw] | None
 
 
-class _Descriptor(msgspec.Struct, rename="camel"):
-    digest: str
+class _Named(msgspec.Struct):
+    digest: Annotated[str, msgspec.Meta(pattern=r"\A(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\Z")]
+
+
+class _Typed(msgspec.Struct, rename="camel"):
     artifact_type: str | None = None
 
 
 _decode_index = msgspec.json.Decoder(_Index).decode
-_decode_descriptor = msgspec.json.Decoder(_Descriptor).decode
+_decode_named = msgspec.json.Decoder(_Named).decode
+_decode_typed = msgspec.json.Decoder(_Typed).decode
 
 
 def fallback_tag(digest: Digest) -> str:
@@ -45,19 +53,19 @@ def is_attached_tag(tag: str) -> bool:
 def parse_index(body: bytes) -> list[str] | None:
     """The descriptors of an index, each as its exact JSON; None where the bytes are no index.
 
-    What names no digest is no descriptor and is left out.
+    What names no digest that we verify is left out: nobody could get it here, and an index has room for many of it.
     """
     try:
         entries = _decode_index(body).manifests or []
         texts = [bytes(entry).decode() for entry in entries]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except _UNREADABLE:
         return None
-    return [text for text in texts if _read(text) is not None]
+    return [text for text in texts if len(text) >= _SHORTEST and _names_a_digest(text)]
 
 
 def of_types(descriptors: Sequence[str], artifact_types: Collection[str]) -> list[str]:
     """Those of one of the artifact types."""
-    return [text for text in descriptors if (read := _read(text)) is not None and read.artifact_type in artifact_types]
+    return [text for text in descriptors if _type_of(text) in artifact_types]
 
 
 def page_of(descriptors: Sequence[str], last: str | None) -> tuple[Sequence[str], str | None]:
@@ -80,10 +88,18 @@ def render_index(descriptors: Sequence[str]) -> bytes:
     return _HEAD + ",".join(descriptors).encode() + _TAIL
 
 
-def _read(descriptor: str) -> _Descriptor | None:
+def _names_a_digest(descriptor: str) -> bool:
     try:
-        return _decode_descriptor(descriptor)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        _decode_named(descriptor)
+    except _UNREADABLE:
+        return False
+    return True
+
+
+def _type_of(descriptor: str) -> str | None:
+    try:
+        return _decode_typed(descriptor).artifact_type
+    except _UNREADABLE:
         return None
 
 

@@ -147,7 +147,7 @@ async def test_a_front_without_the_api_is_told_from_one_in_trouble(
 
 async def test_an_index_with_parameters_of_its_type(start_asking: StartAsking) -> None:
     """A charset does not make it another type; descriptors come byte for byte."""
-    text = '{"digest" : "sha256:00","size":3, "x":[1]}'
+    text = f'{{"digest" : "{SUBJECT}","size":3, "x":[1]}}'
     index = f'{{"schemaVersion":2,"manifests":[{text}]}}'
 
     def answer(head: str) -> bytes:

@@ -22,6 +22,7 @@ from mirror.oci.referrers import (
 
 DIGEST = Digest.of(b"x")
 HEX = DIGEST.hex
+NAMED = str(DIGEST).encode()
 
 
 def descriptor(number: int, artifact_type: str | None = None, padding: int = 0) -> str:
@@ -68,7 +69,9 @@ def test_descriptors_stay_as_they_are() -> None:
     [
         (b'{"schemaVersion":2,"manifests":[]}', []),
         (b'{"schemaVersion":2,"manifests":null}', []),
-        (b'{"manifests":[null,1,{"size":1},{"digest":3},{"digest":"sha256:x"}]}', ['{"digest":"sha256:x"}']),
+        (b'{"manifests":[null,1,{"size":1},{"digest":3},{"digest":"sha256:x"},{"digest":"md5:%s"}]}' % (b"0" * 32), []),
+        (b'{"manifests":[{"digest":"%s\\n"}, {"digest":"%s"}]}' % (NAMED, NAMED), [f'{{"digest":"{DIGEST}"}}']),
+        (b'{"manifests":[{"digest":"sha512:%s"}]}' % (b"0" * 128), [f'{{"digest":"sha512:{"0" * 128}"}}']),
         (b'{"schemaVersion":2,"layers":[]}', None),
         (b'{"manifests":{}}', None),
         (b"[]", None),
@@ -78,7 +81,7 @@ def test_descriptors_stay_as_they_are() -> None:
     ],
 )
 def test_what_is_an_index(body: bytes, expected: list[str] | None) -> None:
-    """What has a list of manifests; what names no digest is left out of it."""
+    """What has a list of manifests; what names no digest that can be verified is left out of it."""
     assert parse_index(body) == expected
 
 
