@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.e2e import cgroups
-from tests.e2e.processes import free_port, held_port, listens
+from tests.e2e.processes import free_port, held_port, listens, remove_state
 from tests.e2e.programs import need
 
 
@@ -43,6 +45,26 @@ def test_a_held_port_is_nobody_elses() -> None:
             with socket.create_server(("127.0.0.1", port)):
                 assert listens(port)
     assert subprocess.run([sys.executable, "-c", look, str(port)], check=False).returncode == 0
+
+
+def test_what_a_daemon_leaves_goes_with_its_directory(tmp_path: Path) -> None:
+    """A process that was told a path in there is ended, the daemon of a directory with a similar name is not."""
+    top = tmp_path / "state"
+    top.mkdir()
+    with ExitStack() as ends:
+        shim, other = (
+            ends.enter_context(
+                subprocess.Popen(["sh", "-c", "read line", "shim", "-address", address], stdin=subprocess.PIPE)
+            )
+            for address in (f"{top}/containerd.sock", f"{top}2/containerd.sock")
+        )
+
+        remove_state(top)
+
+        assert shim.wait(5) == -signal.SIGKILL
+        assert not top.exists()
+        assert other.poll() is None
+        other.kill()
 
 
 @pytest.mark.e2e

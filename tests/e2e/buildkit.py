@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.e2e import cgroups
 from tests.e2e.clients import snippet
-from tests.e2e.processes import Process, remove_tree
+from tests.e2e.processes import Process, remove_state
 from tests.e2e.programs import environment, need, run
 
 
@@ -72,7 +72,7 @@ class BuildKit:
     def stop(self) -> None:
         """Ends the daemon and removes all but the log."""
         self._daemon.stop()
-        remove_tree(self._state)
+        remove_state(self._state)
 
     def _answers(self) -> bool:
         return (self._state / "buildkitd.sock").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _START = 10.0  # seconds that a program may take to serve
@@ -110,6 +111,28 @@ def listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def remove_state(top: Path) -> None:
+    """Removes a daemon's directory, after ending what the daemon has left: a shim outlives it where a container does.
+
+    It is known by its arguments, of which one is a path in there.
+    """
+    left = [process for process in Path("/proc").glob("[0-9]*") if _is_given(process, f"{top}/")]
+    for process in left:
+        with suppress(ProcessLookupError):
+            os.kill(int(process.name), signal.SIGKILL)
+    eventually(lambda: not any(_is_given(process, f"{top}/") for process in left))
+    remove_tree(top)
+
+
+def _is_given(process: Path, beginning: str) -> bool:
+    """Whether an argument of a process, a directory in /proc, begins so; not of one that has ended."""
+    try:
+        arguments = (process / "cmdline").read_text(errors="replace").split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return any(argument.removeprefix("unix://").startswith(beginning) for argument in arguments)
 
 
 def remove_tree(top: Path) -> None:

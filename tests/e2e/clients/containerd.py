@@ -12,7 +12,7 @@ from typing import Any
 from tests.e2e import cgroups
 from tests.e2e.clients.client import is_socket, need_overlay, snippet
 from tests.e2e.images import Image, build_sandbox
-from tests.e2e.processes import Process, eventually, remove_tree
+from tests.e2e.processes import Process, eventually, remove_state
 from tests.e2e.programs import CONTAINERD2, PATH, environment, need, run
 
 _SANDBOX = "localhost/sandbox:image"  # what holds a pod's namespaces; the daemon has it before any test
@@ -78,7 +78,7 @@ class Daemon:
 
     def stop(self) -> None:
         self._process.stop()
-        remove_tree(self._state)
+        remove_state(self._state)
 
     def load_sandbox(self) -> None:
         """Brings what pods need, once."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.e2e import cgroups
 from tests.e2e.clients.client import need_overlay, snippet
 from tests.e2e.images import Image
-from tests.e2e.processes import remove_tree
+from tests.e2e.processes import remove_state
 from tests.e2e.programs import need, run
 from tests.e2e.trixie import inside, need_trixie
 
@@ -99,7 +99,7 @@ class Podman:
         assert self._run("images", "--all", "--quiet") == ""
 
     def stop(self) -> None:
-        remove_tree(self._state)
+        remove_state(self._state)
 
     def _run(self, *arguments: str) -> str:
         command: Sequence[str | Path] = (*self._podman, *arguments)
@@ -141,7 +141,7 @@ class Buildah:
         assert self._run("images", "--all", "--quiet") == ""
 
     def stop(self) -> None:
-        remove_tree(self._state)
+        remove_state(self._state)
 
     def _run(self, *arguments: str) -> str:
         return run(*self._buildah, *arguments, home=self._home)

@@ -9,7 +9,7 @@ from tests.e2e import cgroups
 from tests.e2e.clients.client import is_socket, need_overlay, snippet
 from tests.e2e.hub import Hub
 from tests.e2e.images import Image
-from tests.e2e.processes import Process, remove_tree
+from tests.e2e.processes import Process, remove_state
 from tests.e2e.programs import environment, need, run
 from tests.e2e.trixie import inside, need_trixie
 
@@ -83,12 +83,15 @@ class Docker:
         assert printed.strip() == image.greeting
 
     def empty(self) -> None:
+        left = self._run("ps", "--all", "--quiet").split()  # by a failed test; it would hold its image
+        if left:
+            self._run("rm", "--force", *left)
         self._run("image", "prune", "--all", "--force")
         assert self._run("image", "ls", "--all", "--quiet") == ""
 
     def stop(self) -> None:
         self._daemon.stop()
-        remove_tree(self._state)
+        remove_state(self._state)
 
     def _run(self, *arguments: str, seconds: float = 15) -> str:
         return run(*self._docker, *arguments, home=self._home, seconds=seconds)
