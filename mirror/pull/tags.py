@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlencode
 import structlog
 
 from mirror.cache import Cache, ListName
-from mirror.oci.errors import UpstreamUnavailable
+from mirror.oci.errors import TagsUnknown, UpstreamUnavailable
 from mirror.oci.reference import is_tag
 from mirror.oci.tag_list import page_of
 from mirror.pull.answers import Source
@@ -86,7 +86,12 @@ class TagsPuller:
         until = Deadline.after(self._first_byte / 2)
 
         async def page(query: str) -> ListPage:
-            return await self._upstreams.list_tags(target, query, deadline)
+            try:
+                return await self._upstreams.list_tags(target, query, deadline)
+            except TagsUnknown as error:
+                if query in ("", _WHOLE):
+                    raise
+                raise UpstreamUnavailable(f"{target}: its tags do not go on", reason="page") from error
 
         if query:
             gathered = await gather(page, query, until, pages=1)

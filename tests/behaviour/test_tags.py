@@ -403,6 +403,24 @@ class TestFreshness:
 
         assert (reply.cache, listed(reply)) == ("stale", sorted(TAGS))
 
+    async def test_a_later_page_that_is_not_there_denies_nothing(
+        self, start_upstream: StartUpstream, start_mirror: StartMirror, clock: Clock
+    ) -> None:
+        """Its address was the upstream's own; that it leads nowhere any more says nothing of the list."""
+        upstream = await start_upstream(page_size=3)
+        fill(upstream)
+        mirror = await start_mirror(upstreams={"docker.io": upstream}, clock=clock)
+        await mirror.get(PATH)
+        clock.forward(LIST_TTL + 1)
+        gone = status(404, "404 page not found\n", content_type="text/plain")
+        rules = [upstream.fault(REPOSITORY, gone, skip=skip, times=1) for skip in (1, 3)]
+
+        reply = await mirror.get(PATH)
+
+        assert (reply.cache, listed(reply)) == ("stale", sorted(TAGS))
+        assert [rule.hits for rule in rules] == [1, 1]
+        assert listed(await mirror.get(PATH)) == sorted(TAGS)
+
     async def test_without_a_copy_no_answer_is_an_error(self, mirror: RunningMirror, upstream: FakeRegistry) -> None:
         """What is no list is not passed on, nor taken for an empty one; null is one."""
         fill(upstream)
