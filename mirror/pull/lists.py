@@ -18,7 +18,8 @@ from mirror.store.shapes import ListRecord
 from mirror.transport import Deadline
 from mirror.upstream import ListPage
 
-Ask = Callable[[], Awaitable["Gathered"]]
+Ask = Callable[[str], Awaitable["Gathered"]]
+"""Gathers a list from a query of the upstream's on; empty: from its start."""
 Page = Callable[[str], Awaitable[ListPage]]
 """Asks for the page that a query of the upstream's means."""
 
@@ -77,7 +78,10 @@ class Lists:
         await self._questions.close()
 
     async def get(self, target: Target, name: ListName, deadline: Deadline, ask: Ask) -> ListAnswer:
-        """The list, by `ask` where it is not known or not fresh. Raises what `ask` raises, and UpstreamTimeout."""
+        """The list, by `ask` where it is not known or not fresh.
+
+        Raises what `ask` raises, UpstreamTimeout, and InvalidRequest for a cursor that we never gave.
+        """
         record = await self._cache.list_of(target, name)
         if record is None:
             return await self._ask(target, name, deadline, ask)
@@ -114,9 +118,10 @@ class Lists:
         if record is not None and self._cache.overdue(record.checked_at, self._cache.list_ttl(target)) < 0:
             return _answer(record, Source.HIT)
         await self._cache.check_absence(target, name, name.kind)
+        query = await query_at(self._cache, target, name)
         question = await self._cache.question(target)
         async with self._cache.hearing_no(target, name, name.kind):
-            heard = await ask()
+            heard = await ask(query)
         checked_at = self._cache.now() if heard.checked_at is None else heard.checked_at
         if heard.source is Source.STALE:
             return ListAnswer(heard.items, "", heard.source)
@@ -151,8 +156,11 @@ async def gather(ask: Page, query: str, until: Deadline, *, pages: int = _MOST_P
 
 
 async def query_at(cache: Cache, target: Target, name: ListName) -> str:
-    """The upstream's query that a client's cursor means. Raises InvalidRequest for one that we did not give."""
-    query = await cache.query_of(target, name)
+    """The upstream's query that a client's cursor means, if there is one.
+
+    Raises InvalidRequest for one that we did not give.
+    """
+    query = await cache.query_of(target, name) if name.cursor else ""
     if query is None:
         raise InvalidRequest("next= is of no Link that was given here lately; list again from the start")
     return query

@@ -13,7 +13,7 @@ from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Tag
 from mirror.oci.referrers import fallback_tag, of_types, page_of, parse_index
 from mirror.pull.answers import Source
-from mirror.pull.lists import MOST_STRETCHES, Following, Gathered, ListAnswer, Lists, gather, query_at
+from mirror.pull.lists import MOST_STRETCHES, Following, Gathered, Lists, gather
 from mirror.pull.manifests import ManifestPuller
 from mirror.routing import Target
 from mirror.transport import Deadline
@@ -62,7 +62,7 @@ class ReferrersPuller:
         deadline = Deadline.after(self._first_byte)
         name = ListName("referrers", subject, cursor)
         for _ in range(MOST_STRETCHES):
-            answer = await self._stretch(target, subject, name, deadline)
+            answer = await self._lists.get(target, name, deadline, lambda query: self._hear(target, subject, query))
             wanted = of_types(answer.items, artifact_types) if artifact_types else answer.items
             descriptors, place = page_of(wanted, last)
             if place is not None:
@@ -71,10 +71,6 @@ class ReferrersPuller:
                 break
             name, last = ListName("referrers", subject, answer.rest), None
         return ReferrersAnswer(descriptors, Following(None, answer.rest) if answer.rest else None, answer.source)
-
-    async def _stretch(self, target: Target, subject: Digest, name: ListName, deadline: Deadline) -> ListAnswer:
-        query = await query_at(self._cache, target, name) if name.cursor else ""
-        return await self._lists.get(target, name, deadline, lambda: self._hear(target, subject, query))
 
     async def _hear(self, target: Target, subject: Digest, query: str) -> Gathered:
         without = self._without.get(target)

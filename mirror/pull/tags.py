@@ -13,7 +13,7 @@ from mirror.oci.errors import TagsUnknown, UpstreamUnavailable
 from mirror.oci.reference import is_tag
 from mirror.oci.tag_list import page_of
 from mirror.pull.answers import Source
-from mirror.pull.lists import MOST_STRETCHES, Following, Gathered, ListAnswer, Lists, Page, gather, query_at
+from mirror.pull.lists import MOST_STRETCHES, Following, Gathered, Lists, Page, gather, query_at
 from mirror.routing import Target
 from mirror.transport import Deadline
 from mirror.upstream import ListPage, Upstreams
@@ -51,7 +51,7 @@ class TagsPuller:
         deadline = Deadline.after(self._first_byte)
         name = ListName("tags", cursor=cursor)
         for _ in range(MOST_STRETCHES):
-            answer = await self._stretch(target, name, deadline)
+            answer = await self._lists.get(target, name, deadline, lambda query: self._gather(target, query))
             tags, more = page_of(answer.items, count, last)
             if count == 0:
                 return TagsAnswer(tags, None, answer.source)
@@ -63,10 +63,6 @@ class TagsPuller:
                 last = None  # a link of ours names a place in that stretch alone; otherwise it is the client's own
             name = await self._beyond(target, name, answer.rest, last)
         return TagsAnswer(tags, Following(None, answer.rest) if answer.rest else None, answer.source)
-
-    async def _stretch(self, target: Target, name: ListName, deadline: Deadline) -> ListAnswer:
-        query = await query_at(self._cache, target, name) if name.cursor else ""
-        return await self._lists.get(target, name, deadline, lambda: self._gather(target, query))
 
     async def _beyond(self, target: Target, name: ListName, rest: str, last: str | None) -> ListName:
         """Where to go on after a stretch without any tag after `last`."""

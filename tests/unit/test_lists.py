@@ -230,7 +230,7 @@ async def test_whoever_comes_late_finds_the_answer(book: Book, target: Target, c
     lists = Lists(cache, make_router(), Metrics(), short_timeouts())
     asked = 0
 
-    async def ask() -> Gathered:
+    async def ask(_: str) -> Gathered:
         nonlocal asked
         asked += 1
         return Gathered(("new",))
