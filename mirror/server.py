@@ -6,7 +6,6 @@ import asyncio
 import ctypes
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -21,6 +20,7 @@ from mirror.api.admin import AdminApi
 from mirror.api.connections import HttpServer
 from mirror.api.content import ContentApi
 from mirror.api.forwarded import Proxies
+from mirror.api.listener import Listener
 from mirror.api.listings import ListingsApi
 from mirror.api.middleware import Traffic
 from mirror.api.registry import RegistryApi
@@ -54,7 +54,6 @@ from mirror.store.upkeep import Upkeep
 from mirror.transport import Transport
 from mirror.upstream import Upstreams
 
-_BACKLOG = 1024
 _KEEPALIVE_SECONDS = 75.0
 _CANCEL_SECONDS = 0.1
 """What a handler that is cut off gets to let go of its things."""
@@ -119,7 +118,7 @@ class Mirror:
         content = ContentApi(self._manifests, blobs, self.traffic, sender)
         self._registry = RegistryApi(router, content, ListingsApi(tags, referrers))
         self._admin = AdminApi(self.metrics, self.trouble, lambda: self.traffic.draining)
-        self._listener: web.BaseRunner | None = None
+        self._listener: Listener | None = None
         self._closing = AsyncExitStack()
         """What is to be let go of, in the reverse order of its making."""
         self._stopping = asyncio.Lock()
@@ -136,10 +135,8 @@ class Mirror:
         try:
             await self._open_store()
             self._begin_work()
-            registry = self._registry_runner()
-            self.port = await self._listen(registry, self.settings.listen)
-            self._listener = registry
-            self.admin_port = await self._listen(self._admin_runner(), self.settings.admin_listen)
+            self._listener, self.port = await self._listen(self._registry_runner(), self.settings.listen)
+            _, self.admin_port = await self._listen(self._admin_runner(), self.settings.admin_listen)
         except BaseException:
             await self.stop()
             raise
@@ -199,21 +196,10 @@ class Mirror:
         self._closing.push_async_callback(self._permissions.close)
         self._closing.push_async_callback(self.renewals.close)
 
-    async def _listen(self, runner: web.BaseRunner, address: Address) -> int:
-        self._closing.push_async_callback(runner.cleanup)
-        await runner.setup()
-        site = web.TCPSite(runner, address.host, address.port, backlog=_BACKLOG)
-        # asyncio forgets a listening socket when it is cancelled in its last step; begun, this goes through.
-        starting = asyncio.create_task(site.start())
-        try:
-            await asyncio.shield(starting)
-        except OSError as error:
-            raise OSError(f"cannot listen on {address}: {_reason(error)}") from error
-        except asyncio.CancelledError:
-            await asyncio.gather(starting, return_exceptions=True)
-            raise
-        port: int = runner.addresses[0][1]
-        return port
+    async def _listen(self, runner: web.BaseRunner, address: Address) -> tuple[Listener, int]:
+        listener = Listener(runner)
+        self._closing.push_async_callback(listener.close)
+        return listener, await listener.open(address)
 
     def _registry_runner(self) -> web.BaseRunner:
         server = HttpServer(
@@ -233,15 +219,12 @@ class Mirror:
 
     # Stopping.
 
-    async def _finish_requests(self, listener: web.BaseRunner, grace: float) -> None:
-        """Closes the listener and idle connections, then waits for those who are being served."""
-        for site in list(listener.sites):
-            await site.stop()
-        if listener.server is not None:
-            listener.server.pre_shutdown()
+    async def _finish_requests(self, listener: Listener, grace: float) -> None:
+        """Closes the port and idle connections, then waits for those who are being served."""
+        await listener.stop_accepting()
         if not await self._unless_hurried(self.traffic.idle(), grace):
             _log.warning("some transfers did not finish in time", grace=grace)
-        await listener.cleanup()  # cuts them off
+        await listener.close()  # cuts them off
 
     async def _finish_downloads(self, grace: float) -> None:
         await self._unless_hurried(self.downloads.finish(grace), grace)
@@ -304,13 +287,6 @@ def _leave_hanging_threads_behind() -> None:
     timer = threading.Timer(_HANGING_SECONDS, os._exit, (0,))
     timer.daemon = True
     timer.start()
-
-
-def _reason(error: OSError) -> str:
-    """Why a port cannot be had, without the address that asyncio puts into its message."""
-    if isinstance(error, socket.gaierror) or not error.errno:
-        return error.strerror or str(error)
-    return os.strerror(error.errno)
 
 
 def _keep_freed_memory() -> None:

@@ -52,6 +52,9 @@ class Listener:
         """Listens no more and closes every connection."""
         if self._server is None or self._http is None:
             return
+        for listening in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        await asyncio.sleep(0)  # CPython 3.11 loses the sockets of those who join a closed server
         self._server.close()
         self.drop()
         await self._http.shutdown(0.5)

@@ -1,0 +1,77 @@
+"""A listening port closes without losing anybody."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+
+import pytest
+from aiohttp import web
+
+from mirror.api.listener import Listener
+from mirror.config import Address
+
+LOOPBACK = Address("127.0.0.1", 0)
+
+
+async def _answer(_: web.BaseRequest) -> web.StreamResponse:
+    return web.Response(text="yes")
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_whoever_comes_while_it_closes_is_not_left_waiting(turns: int) -> None:
+    """At whichever turn of the loop a client is when the port closes, its connection has an end."""
+    loop = asyncio.get_running_loop()
+    listener = Listener(web.ServerRunner(web.Server(_answer), shutdown_timeout=0.1))
+    port = await listener.open(LOOPBACK)
+    with socket.create_connection(("127.0.0.1", port)) as client:  # the kernel accepts it, asyncio has to be turned
+        client.setblocking(False)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+        await listener.stop_accepting()
+        await listener.close()
+
+        async with asyncio.timeout(5):
+            try:
+                assert await loop.sock_recv(client, 1) == b""
+            except ConnectionResetError:
+                pass  # not accepted before the port was gone
+    gc.collect()  # a socket that was lost tells so here
+
+
+async def test_a_request_is_answered_though_the_port_has_closed() -> None:
+    """Whoever has been accepted goes on until the end."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: web.BaseRequest) -> web.StreamResponse:
+        asked.set()
+        await go_on.wait()
+        return web.Response(text="yes")
+
+    listener = Listener(web.ServerRunner(web.Server(slow), shutdown_timeout=0.1))
+    reader, writer = await asyncio.open_connection("127.0.0.1", await listener.open(LOOPBACK))
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    await asked.wait()
+
+    await listener.stop_accepting()
+    go_on.set()
+
+    assert (await reader.read()).endswith(b"yes")
+    writer.close()
+    await writer.wait_closed()
+    await listener.close()
+    await listener.close()
+
+
+async def test_a_port_that_is_taken_is_named() -> None:
+    """The error says which address it is and why; nothing stays open."""
+    first, second = (Listener(web.ServerRunner(web.Server(_answer))) for _ in range(2))
+    port = await first.open(LOOPBACK)
+
+    with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.1:{port}: Address already in use"):
+        await second.open(Address("127.0.0.1", port))
+
+    await second.close()
+    await first.close()
