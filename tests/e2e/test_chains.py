@@ -16,7 +16,7 @@ from tests.e2e.processes import free_port
 from tests.e2e.programs import need, run
 from tests.e2e.registries import Registry, Upstream
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60)]
 
 PLAIN = pytest.mark.parametrize("upstream", ["plain"], indirect=True)
 DISTRIBUTIONS = pytest.mark.parametrize("program", ["docker-registry", "registry3"])

@@ -15,7 +15,7 @@ from tests.e2e.mirrors import MirrorProcess
 from tests.e2e.troubled import TroubledUpstream
 from tests.upstream import Blob, FakeRegistry, Rule, flip, reset, stall, stall_at, status, truncate
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60)]
 
 CLIENTS = ["dockerd", "containerd", "podman"]
 EACH_CLIENT = pytest.mark.parametrize("client", CLIENTS, indirect=True)
@@ -104,7 +104,6 @@ def test_clients_at_once_share_one_fetch_through_trouble(
     assert trouble.hits == 1
 
 
-@pytest.mark.timeout(60)  # dockerd waits 15 s in all before it asks for the whole layer again
 @EACH_CLIENT
 def test_wrong_byte_from_upstream_costs_one_pull_at_most(
     client: Client, large_image: Image, mirror: MirrorProcess, troubled: TroubledUpstream

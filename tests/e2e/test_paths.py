@@ -17,7 +17,7 @@ from tests.e2e.programs import need
 from tests.e2e.registries import Upstream
 from tests.e2e.trixie import inside, need_trixie
 
-pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("upstream", ["plain"], indirect=True)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60), pytest.mark.parametrize("upstream", ["plain"], indirect=True)]
 
 IMAGE = f"docker.io/{HUB_REPOSITORY}:1"
 OTHER_IMAGE = f"ghcr.io/{OTHER_REPOSITORY}:1"

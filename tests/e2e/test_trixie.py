@@ -11,7 +11,7 @@ from tests.e2e.processes import Process
 from tests.e2e.programs import environment, run
 from tests.e2e.trixie import ROOT, inside, need_trixie
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60)]  # the last test of all ends every daemon
 
 
 @pytest.fixture(autouse=True)
