@@ -127,7 +127,7 @@ class Cache:
     # Epochs: what a repository showed us before it refused us does not count afterwards.
 
     async def question(self, target: Target) -> Question:
-        """What `put_tag` and `put_link` want to know; taken before the upstream is asked."""
+        """What `put_tag`, `put_list` and `put_link` want to know; taken before the upstream is asked."""
         return Question(target, await self._epoch(target))
 
     async def still_counts(self, question: Question) -> bool:

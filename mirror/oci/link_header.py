@@ -46,5 +46,3 @@ def _links(value: str) -> Iterator[tuple[str, frozenset[str]]]:
             if (parameter[1] or "").lower() == "rel" and relations is None:  # only the first counts (§3.3)
                 relations = frozenset((parameter[2] or "").strip('"').lower().split())
         yield target[1], relations or frozenset()
-        if value[position:].lstrip()[:1] != ",":
-            return

@@ -256,12 +256,23 @@ class TestLongLists:
         self, start_upstream: StartUpstream, start_mirror: StartMirror
     ) -> None:
         """Where the upstream's pages begin by tokens, what comes before is passed over, not given."""
-        upstream = await start_upstream(page_size=1, link_style="opaque")
+        upstream = await start_upstream(page_size=1, link_style="opaque", honours_last=False)
         tags = [f"{number:03}" for number in range(110)]
         fill(upstream, tags)
         mirror = await start_mirror(upstreams={"docker.io": upstream}, timeouts=PATIENT)
 
         assert [tag for page in await walk(mirror, f"{PATH}?n=1&last=106") for tag in page] == ["107", "108", "109"]
+
+    async def test_a_last_that_is_no_tag_is_passed_on_to_nobody(
+        self, start_upstream: StartUpstream, start_mirror: StartMirror
+    ) -> None:
+        """It is compared with what the upstream lists, however far down; what clients write stays here."""
+        upstream = await start_upstream(page_size=1)
+        fill(upstream, [f"{number:03}" for number in range(103)])
+        mirror = await start_mirror(upstreams={"docker.io": upstream}, timeouts=PATIENT)
+
+        assert listed(await mirror.get(f"{PATH}?last=100~")) == ["101"]
+        assert not [seen for seen in upstream.content_requests() if "100~" in seen.target or "%7E" in seen.target]
 
     async def test_the_rest_is_found_after_a_restart(
         self, start_upstream: StartUpstream, start_mirror: StartMirror
