@@ -122,7 +122,9 @@ class Lists:
         question = await self._cache.question(target)
         async with self._cache.hearing_no(target, name, name.kind):
             heard = await ask(query)
-        checked_at = self._cache.now() if heard.checked_at is None else heard.checked_at
+        checked_at = heard.checked_at
+        if checked_at is None or self._cache.overdue(checked_at, self._cache.list_ttl(target)) >= 0:
+            checked_at = self._cache.now()  # what was said before still counts, by configuration: not asked each time
         if heard.source is Source.STALE:
             return ListAnswer(heard.items, "", heard.source)
         if record is None or (record.items, record.checked_at) != (heard.items, checked_at):

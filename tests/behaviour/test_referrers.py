@@ -312,6 +312,23 @@ class TestWithoutApi:
 
         assert listed(await mirror.get(path_of(image))) == [described(first), described(second)]
 
+    async def test_a_tag_that_is_good_for_longer_lets_nobody_ask_each_time(
+        self, start_mirror: StartMirror, upstream: FakeRegistry, image: Image, clock: Clock
+    ) -> None:
+        """The API is asked once in 30 s as ever, however old what is known of the tag, or of its absence, may get."""
+        configured = UpstreamSettings(url=upstream.url, tag_ttls={"sha256-*": 3600}, negative_ttl=3600)
+        mirror = await start_mirror(upstreams={"docker.io": configured}, clock=clock)
+        upstream.fault("/v2/*/referrers/*", status(404, error="MANIFEST_UNKNOWN"))
+        signature = attach(upstream, image, SIGNATURE)
+        tag_index(upstream, image, signature)
+        for subject, expected in ((image, [described(signature)]), (Digest.of(b"absent"), [])):
+            upstream.reset()
+            for _ in range(3):
+                for _ in range(3):
+                    assert listed(await mirror.get(path_of(subject))) == expected
+                clock.forward(LIST_TTL + 1)
+            assert (upstream.count(kind="referrers"), upstream.count(kind="manifest")) == (3, 1)
+
     async def test_what_the_tag_meant_before_is_stale_from_the_start(
         self, mirror: RunningMirror, upstream: FakeRegistry, image: Image, clock: Clock
     ) -> None:
