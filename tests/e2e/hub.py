@@ -43,11 +43,21 @@ class Hub:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._server = self._wait_for(asyncio.start_server(self._pass_on, self._address, 443, ssl=self._tls))
+        try:
+            self._server = self._wait_for(asyncio.start_server(self._pass_on, self._address, 443, ssl=self._tls))
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._wait_for(self._close())
+        try:
+            self._wait_for(self._close())
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Ends the thread: without that the process would stay for it."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -27,7 +27,11 @@ class TroubledUpstream:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._wait_for(self._fake.start())
+        try:
+            self._wait_for(self._fake.start())
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -35,9 +39,13 @@ class TroubledUpstream:
             self.do(lambda fake: fake.clear_faults())
             self._wait_for(self._fake.__aexit__())
         finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+            self._end()
+
+    def _end(self) -> None:
+        """Ends the thread: without that the process would stay for it."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     @property
     def settings(self) -> Mapping[str, str]:
