@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import registries
+from tests.e2e import cgroups, registries
 from tests.e2e.clients import Client, Fleet
 from tests.e2e.images import Image, build
 from tests.e2e.mirrors import MirrorProcess
@@ -29,6 +29,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             if isinstance(log := getattr(value, "log", None), Path):
                 report.sections.append((f"{name}: {log}", tail(log)))
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_control_group_stays() -> Iterator[None]:
+    """What daemons have made for containers goes after the last of them, whichever tests were run."""
+    yield
+    cgroups.remove()
 
 
 @pytest.fixture(scope="session")

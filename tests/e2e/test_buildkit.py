@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e import cgroups
 from tests.e2e.buildkit import BuildKit
 from tests.e2e.conftest import HUB_REPOSITORY, OTHER_REPOSITORY
 from tests.e2e.images import Image
@@ -31,7 +30,6 @@ def shared_buildkit(tmp_path_factory: pytest.TempPathFactory, mirror_port: int) 
     made = BuildKit(tmp_path_factory.mktemp("b"), f"127.0.0.1:{mirror_port}")
     yield made
     made.stop()
-    cgroups.remove()
 
 
 @pytest.fixture

@@ -62,7 +62,6 @@ def test_strict_client_waits_for_the_mirror(
     restored.use(IMAGE, image)
 
 
-@pytest.mark.usefixtures("fleet")  # which removes the control group
 @pytest.mark.parametrize("program", [Docker, DockerOnContainerd], ids=["graph-store", "containerd-store"])
 def test_docker_goes_past_a_mirror_that_is_away(
     program: type[Docker | DockerOnContainerd],

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tests.e2e import cgroups
 from tests.e2e.clients.client import Client
 from tests.e2e.clients.containerd import Containerd, Crictl, Daemon
 from tests.e2e.clients.containers import Buildah, Podman, Skopeo
@@ -25,7 +24,6 @@ class Fleet:
         self._clients: dict[str, Client] = {}
         self._daemons: dict[tuple[int, int], Daemon] = {}
         self._ends = ExitStack()
-        self._ends.callback(cgroups.remove)
 
     def client(self, name: str) -> Client:
         """The one client of that name, a key of `CLIENTS`. Skips the test where it cannot run."""
