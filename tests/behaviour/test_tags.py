@@ -274,6 +274,18 @@ class TestLongLists:
         assert listed(await mirror.get(f"{PATH}?last=100~")) == ["101"]
         assert not [seen for seen in upstream.content_requests() if "100~" in seen.target or "%7E" in seen.target]
 
+    async def test_what_follows_a_stretch_is_given_whole(
+        self, start_upstream: StartUpstream, start_mirror: StartMirror
+    ) -> None:
+        """A link's `last` is a place in its own stretch; none of the next is lost where nothing is left."""
+        upstream = await start_upstream(page_size=1, tag_order="pushed", link_style="opaque")
+        fill(upstream, [*(f"{number:03}" for number in range(100)), "z", "a", "b"])
+        mirror = await start_mirror(upstreams={"docker.io": upstream}, timeouts=PATIENT)
+        link = following(await mirror.get(PATH))
+        assert link is not None
+
+        assert listed(await mirror.get(f"{link}&last=z")) == ["a"]
+
     async def test_the_rest_is_found_after_a_restart(
         self, start_upstream: StartUpstream, start_mirror: StartMirror
     ) -> None:
