@@ -38,6 +38,8 @@ class BuildKit:
             f"""root = "{self._state}/root"
             [grpc]
             address = ["{address}"]
+            [otel]
+            socketPath = "{self._state}/otel.sock" # not among this machine's own
             [worker.oci]
             enabled = true
             snapshotter = "native" # works on every file system

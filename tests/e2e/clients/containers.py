@@ -79,8 +79,8 @@ class Podman:
         self._trixie = trixie
         self._podman: tuple[str | Path, ...] = (
             "podman", "--storage-driver", driver, "--root", self._state / "root", "--runroot", self._state / "run",
-            "--tmpdir", self._state / "tmp", "--runtime", "runc", "--cgroup-manager", "cgroupfs",
-            "--events-backend", "file",
+            "--tmpdir", self._state / "tmp", "--runtime", "runc", "--runtime-flag", f"root={self._state}/runc",
+            "--cgroup-manager", "cgroupfs", "--events-backend", "file",
         )  # fmt: skip
 
     def pull(self, reference: str) -> None:
