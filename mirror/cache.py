@@ -337,14 +337,17 @@ class Cache:
             raise
 
     async def heard_no(self, target: Target, reference: Named, kind: AnyKind, error: MirrorError) -> None:
-        """Acts on an answer that denies `reference`: the repository is refused, or this one thing is gone."""
-        if isinstance(error, (UpstreamRefused, NameUnknown)):
+        """Acts on an answer that denies `reference`: the repository is refused, or this one thing is gone.
+
+        Who may not list may pull all the same, so no more than the list goes with it.
+        """
+        if isinstance(reference, ListName):
+            await self._lists.delete(_key(kind, target, reference))
+        elif isinstance(error, (UpstreamRefused, NameUnknown)):
             await self.refuse(target)
         if not isinstance(error, Unknown):
             return
-        if isinstance(reference, ListName):
-            await self._lists.delete(_key(kind, target, reference))
-        else:
+        if not isinstance(reference, ListName):
             await self._names.delete(_key("tag" if isinstance(reference, Tag) else f"link-{kind}", target, reference))
         ttl = self._router.settings(target.upstream).negative_ttl
         if ttl > 0:
