@@ -131,8 +131,13 @@ class Buildah:
     def use(self, reference: str, image: Image) -> None:
         container = self._run("from", "--pull-never", reference).strip()
         inspected = json.loads(self._run("inspect", container))
-        printed = self._run("run", "--isolation", "chroot", container, "--", *inspected["OCIv1"]["config"]["Cmd"])
-        assert printed.strip() == image.greeting
+        printed = self._home / "printed"
+        printed.mkdir(exist_ok=True)
+        # To a file: buildah itself may lose what is printed in a container's last moments.
+        command = ("/bin/busybox", "sh", "-c", '"$@" >/printed/here', "sh", *inspected["OCIv1"]["config"]["Cmd"])
+        self._run("run", "--isolation", "chroot", "--volume", f"{printed}:/printed", container, "--", *command)
+        assert (printed / "here").read_text().strip() == image.greeting
+        (printed / "here").unlink()
         self._run("rm", container)
 
     def empty(self) -> None:
