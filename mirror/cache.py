@@ -206,12 +206,12 @@ class Cache:
         """A short text that means this query of the upstream; clients get it in place of the query itself."""
         cursor = hashlib.sha256(query.encode()).hexdigest()[:32]
         key = _key(f"cursor-{name.kind}", target, replace(name, cursor=cursor))
-        await self._names.put(key, CursorRecord(query), max(_DAY, self._list_useful_for(target)))
+        await self._lists.put(key, CursorRecord(query), max(_DAY, self._list_useful_for(target)))
         return cursor
 
     async def query_of(self, target: Target, name: ListName) -> str | None:
         """The upstream's query that the cursor means; None where we never gave that cursor, or too long ago."""
-        record = await self._names.get(_key(f"cursor-{name.kind}", target, name), CursorRecord)
+        record = await self._lists.get(_key(f"cursor-{name.kind}", target, name), CursorRecord)
         return record.query if record else None
 
     def list_ttl(self, target: Target) -> float:
@@ -404,6 +404,8 @@ def _key(kind: str, target: Target, reference: Named) -> Key:
 
 def _weight(record: object) -> int:
     items = record.items if isinstance(record, ListRecord) else ()
+    if isinstance(record, CursorRecord):
+        items = (record.query,)
     return _LIST_ITEM_BYTES * (len(items) + 1) + sum(map(len, items))
 
 
