@@ -14,6 +14,7 @@ in front of every method.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from collections import Counter
@@ -208,3 +209,15 @@ class FaultyFiles(Files):
     def size(self, fd: int) -> int:
         self._before("size", self._paths[fd])
         return super().size(fd)
+
+
+class FullDisk(Files):
+    """Takes the first `room` bytes of a spool, and says ENOSPC to whatever goes further."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        if offset + len(data) > self.room:
+            raise OSError(errno.ENOSPC, "planted")
+        return super().write(fd, data, offset)

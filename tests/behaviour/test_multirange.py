@@ -12,6 +12,7 @@ from mirror.config import Timeouts
 from mirror.oci.byte_range import MOST_RANGES
 from mirror.store.files import Files
 from tests.conftest import StartMirror
+from tests.faulty import FullDisk
 from tests.harness import RunningMirror, short_timeouts
 from tests.lines import Lines, lines
 from tests.parts import expected, parts_of, read_parts, split_parts
@@ -553,18 +554,6 @@ async def test_a_spool_that_fails_between_parts_costs_no_byte(
         disk.fails_at = None
         held.release()
         assert await whole.rest() == blob.read(2 * MIB, SIZE)
-
-
-class FullDisk(Files):
-    """Takes `room` bytes of a spool."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-
-    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
-        if offset + len(data) > self.room:
-            raise OSError(errno.ENOSPC, "planted")
-        return super().write(fd, data, offset)
 
 
 async def test_a_disk_that_takes_no_more_costs_no_part(start_mirror: StartMirror, upstream: FakeRegistry) -> None:

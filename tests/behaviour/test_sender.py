@@ -16,6 +16,7 @@ from mirror.config import Timeouts
 from mirror.oci.digest import Digest
 from mirror.store.files import Files
 from tests.conftest import StartMirror
+from tests.faulty import FullDisk
 from tests.harness import RunningMirror
 from tests.lines import Lines, lines
 from tests.raw import RawClient
@@ -128,18 +129,6 @@ async def test_bytes_are_right_wherever_they_are(start_mirror: StartMirror, upst
             await mirror.quiet()
     assert held_by.metric("mirror_requests_total", kind="blob", result="hit") >= 30
     assert too_small.metric("mirror_requests_total", kind="blob", result="hit") == 0
-
-
-class FullDisk(Files):
-    """Takes `room` bytes."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-
-    def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
-        if offset + len(data) > self.room:
-            raise OSError(errno.ENOSPC, "planted")
-        return super().write(fd, data, offset)
 
 
 async def test_an_answer_goes_on_from_the_file_to_memory(start_mirror: StartMirror, upstream: FakeRegistry) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+from tests.e2e.loops import LoopThread
 from tests.e2e.programs import need, run
 
 NAME = "registry-1.docker.io"
@@ -37,30 +37,23 @@ class Hub:
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.load_cert_chain(self.certificate, key)
         self._port = port
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="hub")
+        self._loop = LoopThread("hub", _LIMIT)
         self._connections: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._loop.start()
         try:
-            self._server = self._wait_for(asyncio.start_server(self._pass_on, self._address, 443, ssl=self._tls))
+            self._server = self._loop.run(asyncio.start_server(self._pass_on, self._address, 443, ssl=self._tls))
         except BaseException:
-            self._end()
+            self._loop.end()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._wait_for(self._close())
+            self._loop.run(self._close())
         finally:
-            self._end()
-
-    def _end(self) -> None:
-        """Ends the thread: without that the process would stay for it."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+            self._loop.end()
 
     async def _close(self) -> None:
         self._server.close()
@@ -79,9 +72,6 @@ class Hub:
             to_behind.close()
             writer.close()
             self._connections.discard(task)
-
-    def _wait_for(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_LIMIT)
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

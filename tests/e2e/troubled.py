@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Self, TypeVar
 
 from mirror.oci.digest import Digest
 from tests.e2e.images import Image
+from tests.e2e.loops import LoopThread
 from tests.upstream import FakeRegistry, Manifest
 
 Result = TypeVar("Result")
@@ -21,31 +20,24 @@ class TroubledUpstream:
     """Serves what `hold` was given, with the faults that a test sets through `do`; a context manager."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="troubled-upstream")
+        self._loop = LoopThread("troubled-upstream", _ANSWER)
         self._fake = FakeRegistry()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._loop.start()
         try:
-            self._wait_for(self._fake.start())
+            self._loop.run(self._fake.start())
         except BaseException:
-            self._end()
+            self._loop.end()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
             self.do(lambda fake: fake.clear_faults())
-            self._wait_for(self._fake.__aexit__())
+            self._loop.run(self._fake.__aexit__())
         finally:
-            self._end()
-
-    def _end(self) -> None:
-        """Ends the thread: without that the process would stay for it."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+            self._loop.end()
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -58,14 +50,11 @@ class TroubledUpstream:
         async def call() -> Result:
             return action(self._fake)
 
-        return self._wait_for(call())
+        return self._loop.run(call())
 
     def hold(self, image: Image, repository: str, tag: str) -> None:
         """Makes `repository:tag` mean this image, for all its platforms and byte for byte."""
         self.do(lambda fake: _copy(image, fake, repository, tag))
-
-    def _wait_for(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_ANSWER)
 
 
 def _copy(image: Image, fake: FakeRegistry, repository: str, tag: str) -> None:
