@@ -60,9 +60,16 @@ class Permissions:
         """Makes sure that the blob in `file` may be given: HIT without asking, else REVALIDATED.
 
         An upstream other than the one that it came from must show some of its bytes, else it could claim any digest.
-        Raises Unprovable where it does not.
+        Raises Unprovable where it does not, and where our file has not the length that was proven: whichever of the
+        two is wrong, fetching the blob whole mends both.
         """
         link = await self._cache.link(target, "blob", digest)
+        if link is not None and link.proven and link.size != file.size:
+            _log.warning(
+                "a blob is not as long as it was; it is fetched again",
+                digest=str(digest), size=file.size, expected=link.size,
+            )  # fmt: skip
+            raise Unprovable(f"we hold {file.size} bytes of {digest} instead of {link.size}", reason="size")
         if link is not None and await self._cache.permits(target, digest, link, file.size):
             self._use(target, digest, link)
             return Source.HIT
