@@ -13,9 +13,21 @@ RUNTIME := $(VENV)/installed
 DEV     := $(VENV)/installed-dev
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
+# Each file is what some environment holds, down to the last package, with the hash of every file that there is of it.
+# The package itself is then installed with what has come by hash alone.
+PINS    := requirements
+INSTALL := $(PIP) install --quiet --require-hashes
+OURS    := $(PIP) install --quiet --no-deps --no-build-isolation --editable .
+TOOLS   := build/tools
+COMPILE := CUSTOM_COMPILE_COMMAND='make requirements' $(TOOLS)/bin/pip-compile --quiet --generate-hashes \
+    --allow-unsafe --strip-extras --annotation-style line --no-emit-options $(ARGS)
+
+# Advisories that SECURITY.md accepts, and says why.
+ACCEPTED := CVE-2025-69872
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve demo bench test fuzz e2e-programs check lint types floors format docs constraints clean
+.PHONY: help serve demo bench test fuzz e2e-programs check lint types floors format docs requirements audit clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -57,23 +69,34 @@ format: $(DEV) ## rewrite the sources in our style
 docs: $(DEV) ## renew the generated parts of the documentation
 	$(BIN)/python -m docs.render
 
-constraints: $(BIN)/python ## choose all versions anew: the newest that pyproject.toml allows
-	$(BIN)/python -m venv --clear build/constraints
-	build/constraints/bin/python -m pip --disable-pip-version-check install --quiet --editable '.[dev]'
-	build/constraints/bin/python -m pip freeze --exclude-editable | LC_ALL=C sort -f > constraints.txt
-	rm -rf build/constraints
+requirements: $(TOOLS)/installed ## pin what pyproject.toml wants and is not pinned yet (ARGS=--upgrade for the newest of all)
+	$(COMPILE) --output-file $(PINS)/runtime.txt pyproject.toml
+	$(COMPILE) --output-file $(PINS)/dev.txt --constraint $(PINS)/runtime.txt --extra dev pyproject.toml
+	$(COMPILE) --output-file $(PINS)/build.txt --only-build-deps --build-deps-for editable pyproject.toml
+	$(COMPILE) --output-file $(PINS)/tools.txt $(PINS)/tools.in
+
+audit: $(TOOLS)/installed ## look the pinned versions up among known vulnerabilities; needs the internet
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes $(ACCEPTED:%=--ignore-vuln %) \
+	    $(foreach file,runtime dev build tools,--requirement $(PINS)/$(file).txt)
 
 clean: ## remove what the other targets made; the cache in ./data stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+$(RUNTIME): pyproject.toml $(PINS)/build.txt $(PINS)/runtime.txt | $(BIN)/python
+	$(INSTALL) --requirement $(PINS)/build.txt --requirement $(PINS)/runtime.txt
+	$(OURS)
 	@touch $@
 
-$(DEV): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+$(DEV): pyproject.toml $(PINS)/build.txt $(PINS)/runtime.txt $(PINS)/dev.txt | $(BIN)/python
+	$(INSTALL) --requirement $(PINS)/build.txt --requirement $(PINS)/dev.txt
+	$(OURS)
 	@touch $@ $(RUNTIME)
+
+$(TOOLS)/installed: $(PINS)/tools.txt | $(BIN)/python
+	$(BIN)/python -m venv --clear $(TOOLS)
+	$(TOOLS)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --requirement $<
+	@touch $@
 
 # A link to a Python that is gone counts as missing here, so the environment is then made anew.
 $(BIN)/python:

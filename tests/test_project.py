@@ -26,7 +26,10 @@ from tests.e2e import programs
 from tests.e2e.clients import DEFAULT_ADDRESS, snippet
 
 TOP = Path(__file__).parents[1]
-PIN = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[0-9][A-Za-z0-9.+!]*)")
+PIN = re.compile(
+    r"(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<version>[0-9][A-Za-z0-9.+!]*)(?P<hashes>(?: --hash=sha256:[0-9a-f]{64})+)"
+)
+PINNED = {name: f"requirements/{name}.txt" for name in ("runtime", "dev", "build", "tools")}
 TARGET = re.compile(r"^(?P<name>[a-z][a-z0-9-]*):", re.MULTILINE)
 SUPPRESSION = re.compile(
     r"#\s*(?:type:\s*ignore|noqa)\b(?P<codes>\[[a-z, -]+\]|:\s*[A-Z]+\d+(?:,\s*[A-Z]+\d+)*)?(?P<rest>.*)"
@@ -37,14 +40,43 @@ def pyproject() -> dict[str, Any]:
     return tomllib.loads((TOP / "pyproject.toml").read_text())
 
 
-def pins() -> dict[str, str]:
-    found = (PIN.fullmatch(line) for line in (TOP / "constraints.txt").read_text().splitlines())
+def lines_of(name: str) -> list[str]:
+    """The lines of a file of pins, continued ones joined, without comments."""
+    text = (TOP / PINNED[name]).read_text().replace(" \\\n   ", "")
+    return [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+
+
+def pins(name: str) -> dict[str, str]:
+    found = (PIN.fullmatch(line) for line in lines_of(name))
     return {canonicalize_name(pin["name"]): pin["version"] for pin in found if pin}
 
 
-def requirements() -> list[Requirement]:
-    project = pyproject()["project"]
-    return [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["dev"])]
+def requirements(name: str) -> list[Requirement]:
+    """What pyproject.toml asks for in the environment that a file of pins is for."""
+    declared = pyproject()
+    project = declared["project"]
+    texts = {
+        "build": declared["build-system"]["requires"],
+        "runtime": project["dependencies"],
+        "dev": [*project["dependencies"], *project["optional-dependencies"]["dev"]],
+    }
+    return [Requirement(text) for text in texts[name]]
+
+
+def closure(wanted: list[Requirement]) -> set[str]:
+    """The names of everything that the requirements lead to on this machine."""
+    seen: set[str] = set()
+    while wanted:
+        requirement = wanted.pop()
+        name = canonicalize_name(requirement.name)
+        if name in seen:
+            continue
+        seen.add(name)
+        for further in map(Requirement, metadata.requires(name) or ()):
+            extras = ("", *requirement.extras)
+            if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in extras):
+                wanted.append(further)
+    return seen
 
 
 def sources(*folders: str) -> Iterator[Path]:
@@ -127,38 +159,56 @@ def test_machine_without_a_usable_python_is_told_so(tmp_path: Path, script: str,
 # Versions
 
 
-def test_constraints_hold_pins_and_nothing_else() -> None:
-    """Each line is name==version: no address, option, hash or path, so any package index will do."""
-    lines = (TOP / "constraints.txt").read_text().splitlines()
+@pytest.mark.parametrize("name", PINNED)
+def test_every_pin_has_hashes_and_no_address(name: str) -> None:
+    """Each line is name==version with hashes: no address, option or path, so any package index will do."""
+    lines = lines_of(name)
 
     assert [line for line in lines if PIN.fullmatch(line) is None] == []
-    assert len(pins()) == len(lines), "a name stands there twice"
-    assert lines == sorted(lines, key=str.upper)
+    assert len(pins(name)) == len(lines) > 0, "a name stands there twice"
 
 
-def test_pins_satisfy_the_requirements() -> None:
-    """No version in constraints.txt is one that pyproject.toml refuses."""
-    wrong = [str(r) for r in requirements() if not r.specifier.contains(pins().get(canonicalize_name(r.name), "0"))]
+@pytest.mark.parametrize("name", ["build", "runtime", "dev"])
+def test_pins_satisfy_the_requirements(name: str) -> None:
+    """No pinned version is one that pyproject.toml refuses, and nothing that it asks for is missing."""
+    pinned = pins(name)
+
+    wrong = [str(r) for r in requirements(name) if not r.specifier.contains(pinned.get(canonicalize_name(r.name), "0"))]
 
     assert wrong == []
 
 
-def test_pins_cover_everything_that_gets_installed() -> None:
-    """Whatever our requirements lead to, however far away, is pinned."""
-    wanted = requirements()
-    seen = set()
-    while wanted:
-        requirement = wanted.pop()
-        name = canonicalize_name(requirement.name)
-        if name in seen:
-            continue
-        seen.add(name)
-        for further in map(Requirement, metadata.requires(name) or ()):
-            extras = ("", *requirement.extras)
-            if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in extras):
-                wanted.append(further)
+@pytest.mark.parametrize("name", ["runtime", "dev"])
+def test_pins_are_exactly_what_gets_installed(name: str) -> None:
+    """Whatever our requirements lead to, however far away, is pinned, and nothing else; the versions here are those."""
+    pinned = pins(name)
 
-    assert seen - pins().keys() == set()
+    assert closure(requirements(name)) == pinned.keys()
+    assert {package: metadata.version(package) for package in pinned} == pinned
+
+
+def test_development_runs_what_is_shipped() -> None:
+    """What is tested with is what is served with, byte for byte, and some more."""
+    assert set(lines_of("runtime")) < set(lines_of("dev"))
+
+
+def test_make_installs_by_hash_alone() -> None:
+    """Nothing reaches an environment that is not pinned; the package itself is built with what is there already."""
+    for target in (".venv/installed", ".venv/installed-dev", "build/tools/installed"):
+        planned = make("--dry-run", "--always-make", target).stdout
+        installs = [line for line in planned.splitlines() if " pip " in line and " install " in line]
+
+        assert installs, target
+        for line in installs:
+            assert "--require-hashes" in line or "--no-deps --no-build-isolation --editable ." in line
+
+
+def test_accepted_advisories_are_explained() -> None:
+    """`make audit` looks past those that SECURITY.md gives a reason for, and past no other."""
+    passed_over = re.findall(r"--ignore-vuln (\S+)", make("--dry-run", "audit").stdout)
+    explained = re.findall(r"^\| ((?:CVE|GHSA|PYSEC)-\S+) \|", (TOP / "SECURITY.md").read_text(), re.MULTILINE)
+
+    assert passed_over == explained
 
 
 def test_version_is_told_once() -> None:
