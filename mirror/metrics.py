@@ -33,6 +33,12 @@ class Metrics:
             "first_byte_seconds", "Seconds from a client's request to the first byte of its answer.", ("kind", "result")
         )
         self.served_bytes = self._counter("served_bytes", "Body bytes sent to clients.", ("upstream", "kind", "result"))
+        self.connections = self._gauge("connections", "Connections of clients to the registry port now.")
+        self.connections_refused = self._counter(
+            "connections_refused",
+            "Connections turned away because there were too many: in all (total), or of one client.",
+            ("reason",),
+        )
         self.stale_served = self._counter(
             "stale_served", "Answers given from an expired copy because the upstream did not answer.",
             ("upstream", "reason"),
@@ -65,6 +71,7 @@ class Metrics:
             "credentials_rejected", "1 while the upstream refuses the configured credential.", ("upstream",)
         )
         self.downloads_in_flight = self._gauge("downloads_in_flight", "Blobs on their way from an upstream now.")
+        self.downloads_queued = self._gauge("downloads_queued", "Blobs that wait for their turn to be downloaded.")
         self.download_joins = self._counter(
             "download_joins", "Requests that joined a download already under way.", ("upstream",)
         )

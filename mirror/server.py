@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import resource
 import signal
 import threading
 import time
@@ -17,7 +18,8 @@ from aiohttp.abc import AbstractResolver
 
 from mirror import __version__, log
 from mirror.api.admin import AdminApi
-from mirror.api.connections import HttpServer
+from mirror.api.admission import Admission, places
+from mirror.api.connections import Answer, HttpServer, Limits
 from mirror.api.content import ContentApi
 from mirror.api.forwarded import Proxies
 from mirror.api.listener import Listener
@@ -54,7 +56,9 @@ from mirror.store.upkeep import Upkeep
 from mirror.transport import Transport
 from mirror.upstream import Upstreams
 
-_KEEPALIVE_SECONDS = 75.0
+_ADMIN_CONNECTIONS = 256
+"""To the admin port, which has few clients, and must have a place for them when the other one is crowded."""
+_MOST_DESCRIPTORS = 1 << 20
 _CANCEL_SECONDS = 0.1
 """What a handler that is cut off gets to let go of its things."""
 _HANGING_SECONDS = 5.0
@@ -113,7 +117,8 @@ class Mirror:
         referrers = ReferrersPuller(self.cache, upstreams, self._manifests, self._lists, timeouts.first_byte)
 
         # Who asks us.
-        self.traffic = Traffic(self.metrics, Proxies(settings.trusted_proxies))
+        self._proxies = Proxies(settings.trusted_proxies)
+        self.traffic = Traffic(self.metrics, self._proxies)
         sender = Sender(patience)
         content = ContentApi(self._manifests, blobs, self.traffic, sender)
         self._registry = RegistryApi(router, content, ListingsApi(tags, referrers))
@@ -201,21 +206,34 @@ class Mirror:
         self._closing.push_async_callback(listener.close)
         return listener, await listener.open(address)
 
-    def _registry_runner(self) -> web.BaseRunner:
+    def _runner(self, answer: Answer, admission: Admission) -> web.BaseRunner:
+        timeouts = self.settings.timeouts
         server = HttpServer(
-            self.traffic.around(self._registry.handle),
+            answer,
             malformed=self.traffic.malformed,
-            stall=self.settings.timeouts.client,
-            keepalive_timeout=_KEEPALIVE_SECONDS,
+            limits=Limits(request=timeouts.request, idle=timeouts.idle, stall=timeouts.client),
+            admission=admission,
         )
         return web.ServerRunner(server, shutdown_timeout=_CANCEL_SECONDS)
 
-    def _admin_runner(self) -> web.BaseRunner:
-        application = web.Application()
-        self._admin.add_routes(application)
-        return web.AppRunner(
-            application, access_log=None, keepalive_timeout=_KEEPALIVE_SECONDS, shutdown_timeout=_CANCEL_SECONDS
+    def _registry_runner(self) -> web.BaseRunner:
+        admission = Admission(
+            places(self.settings.max_connections),
+            self.settings.max_connections_per_client,
+            is_proxy=self._proxies.trusts,
+            refused=self.metrics.connections_refused,
+            present=self.metrics.connections,
         )
+        return self._runner(self.traffic.around(self._registry.handle), admission)
+
+    def _admin_runner(self) -> web.BaseRunner:
+        admission = Admission(
+            _ADMIN_CONNECTIONS,
+            _ADMIN_CONNECTIONS,
+            is_proxy=self._proxies.trusts,
+            refused=self.metrics.connections_refused,
+        )
+        return self._runner(self._admin.handle, admission)
 
     # Stopping.
 
@@ -257,6 +275,10 @@ def serve(settings: Settings) -> int:
     _keep_freed_memory()
     metrics = Metrics()
     log.configure(level=settings.log_level, metrics_dropped=metrics.log_lines_dropped)
+    _raise_descriptor_limit()
+    wanted, most = settings.max_connections, places(settings.max_connections)
+    if most < wanted:
+        _log.warning("the limit on open files allows fewer connections", max_connections=wanted, connections=most)
     return asyncio.run(_serve(settings, metrics))
 
 
@@ -287,6 +309,18 @@ def _leave_hanging_threads_behind() -> None:
     timer = threading.Timer(_HANGING_SECONDS, os._exit, (0,))
     timer.daemon = True
     timer.start()
+
+
+def _raise_descriptor_limit() -> None:
+    """The soft limit is low for the sake of programs that use select(); the hard one is what we may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    except (OSError, ValueError):
+        pass  # not ours to change; connections are then fewer
 
 
 def _keep_freed_memory() -> None:

@@ -23,8 +23,8 @@ from tests.upstream import FakeRegistry
 SHRINK = 20
 """Time limits in tests are the defaults divided by this."""
 
-HEALTHY = {"try_": 0.8, "first_byte": 2.0, "cold_head": 0.7, "stale_after": 0.5}
-"""Those that a healthy upstream has to keep on a busy machine: else a test would count retries that it did not mean."""
+HEALTHY = {"try_": 0.8, "first_byte": 2.0, "cold_head": 0.7, "stale_after": 0.5, "request": 10.0, "idle": 20.0}
+"""Those that the healthy have to keep on a busy machine: else a test would count what it did not mean."""
 
 
 def short_timeouts(**changes: float) -> Timeouts:

@@ -8,8 +8,12 @@ import msgspec
 from aiohttp import web
 from prometheus_client import exposition
 
+from mirror.api.responses import SERVER
 from mirror.metrics import Metrics
 from mirror.store.trouble import Trouble
+
+_METHODS = ("GET", "HEAD")
+_ALLOW = ", ".join(_METHODS)
 
 
 class AdminApi:
@@ -19,18 +23,29 @@ class AdminApi:
         self._metrics = metrics
         self._trouble = trouble
         self._draining = draining
+        self._answers: dict[str, Callable[[web.BaseRequest], web.Response]] = {
+            "/livez": self.livez,
+            "/readyz": self.readyz,
+            "/metrics": self.metrics,
+        }
 
-    def add_routes(self, application: web.Application) -> None:
-        """Adds what the admin port serves."""
-        application.router.add_get("/livez", self.livez)
-        application.router.add_get("/readyz", self.readyz)
-        application.router.add_get("/metrics", self.metrics)
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Any request."""
+        answer = self._answers.get(request.path)
+        if answer is None:
+            response = web.Response(status=404, text="there are /livez, /readyz and /metrics here\n")
+        elif request.method not in _METHODS:
+            response = web.Response(status=405, text="nothing can be changed here\n", headers={"Allow": _ALLOW})
+        else:
+            response = answer(request)
+        response.headers["Server"] = SERVER
+        return response
 
-    async def livez(self, _: web.Request) -> web.Response:
+    def livez(self, _: web.BaseRequest) -> web.Response:
         """200 while the event loop turns."""
         return web.Response(text="ok\n")
 
-    async def readyz(self, _: web.Request) -> web.Response:
+    def readyz(self, _: web.BaseRequest) -> web.Response:
         """200 while we take traffic, also with a broken disk: a mirror that goes unready sends every node upstream."""
         draining = self._draining()
         body = {"ready": not draining, "draining": draining, "degraded": self._trouble.reasons}
@@ -38,7 +53,7 @@ class AdminApi:
             status=503 if draining else 200, body=msgspec.json.encode(body), content_type="application/json"
         )
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    def metrics(self, request: web.BaseRequest) -> web.Response:
         """Every metric, in the format that the scraper prefers."""
         try:
             encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))

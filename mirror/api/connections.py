@@ -1,10 +1,11 @@
-"""Client connections: aiohttp's, with an end for clients that take nothing and errors in the specification's words."""
+"""Client connections: aiohttp's, each with an end whatever its client does, and errors in the specification's words."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import StreamReader, http_exceptions, web
@@ -12,43 +13,66 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 from yarl import URL
 
-from mirror.api.responses import malformed_response
+from mirror.api.admission import Admission
+from mirror.api.responses import SERVER, malformed_response, refusal
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-Malformed = Callable[[web.BaseRequest, str], None]
-
+Malformed = Callable[[str | None, int, str], None]
 
 _LONGEST = 2**31 - 1
 """Milliseconds that the kernel can count."""
+_LONGEST_TARGET = 8190
+"""Bytes of a request's target, query included; a longer one is a 414."""
 _LONGEST_FIELD = 32 << 10
-"""Bytes of one header: a Range of 1,024 parts fits. What is longer is a 400."""
-SERVER = "mirror"
-"""The Server header; aiohttp's own would tell versions."""
+"""Bytes of one header: a Range of 1,024 parts fits. What is longer is a 431."""
+_MOST_FIELDS = 128
+"""Headers of a request; more are a 431."""
+_LONGEST_HEAD = 128 << 10
+"""Bytes that may have come of a request's target and headers while they are not complete; more are a 431."""
+_LINGERING_SECONDS = 10.0
+"""How long the rest of a body that nobody wants is read and dropped, so that its sender sees the answer."""
 
 
 class ClientGone(ConnectionResetError):
     """The client closed its connection, or took no byte for too long."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a client may take over things, in seconds. Without end is only an answer that it keeps taking."""
+
+    request: float
+    """From a request's first byte, or from the connection, to the end of its headers."""
+    idle: float
+    """From one answer to the next request."""
+    stall: float
+    """Without a byte taken. The kernel sees to that, wherever the bytes wait and whoever wrote them."""
+    linger: float = _LINGERING_SECONDS
+    """From an answer to the end of a body that came with its request."""
+
+
 class HttpServer(web.Server):
     """Serves connections: `answer` is called for each request, and cancelled when its client leaves.
 
-    `malformed` hears of what is no request, and why. A client that takes no byte for `stall` seconds is cut off: the
-    kernel sees to that, wherever the bytes wait and whoever wrote them. Further options are aiohttp's.
+    `malformed` hears of what is no request: the client's address, the status it was answered, and why.
     """
 
-    def __init__(self, answer: Answer, *, malformed: Malformed, stall: float, **options: Any) -> None:
+    def __init__(self, answer: Answer, *, malformed: Malformed, limits: Limits, admission: Admission) -> None:
         super().__init__(
             answer,
             request_factory=_request,
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
+            max_line_size=_LONGEST_TARGET,
             max_field_size=_LONGEST_FIELD,
-            **options,
+            max_headers=_MOST_FIELDS,
+            keepalive_timeout=limits.idle,
+            lingering_time=limits.linger,
         )
         self.malformed = malformed
-        self.stall = stall
+        self.limits = limits
+        self.admission = admission
 
     def __call__(self) -> web.RequestHandler:
         """The protocol of one more connection."""
@@ -84,21 +108,90 @@ def _request(
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_server",)
+    """One timer watches over the heads of requests, while one is awaited that has begun, or the first one."""
+
+    __slots__ = ("_body", "_client", "_head_bytes", "_head_timer", "_server")
 
     def __init__(self, server: HttpServer, **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
+        self._client: str | None = None
+        """Its address, while the connection counts."""
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        """That came of a request whose head is not complete."""
+        self._body: StreamReader | None = None
+        """Of the last request."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
+        self._client = self._server.admission.enter(transport)
+        if self._client is None:
+            return
         # Every drain then waits until the kernel has everything: an answer is over when it has left us.
         transport.set_write_buffer_limits(high=0)
         client: socket.socket = transport.get_extra_info("socket")
         if client.family in (socket.AF_INET, socket.AF_INET6):
-            stall = min(max(1, int(self._server.stall * 1000)), _LONGEST)
+            stall = min(max(1, int(self._server.limits.stall * 1000)), _LONGEST)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall)
         super().connection_made(transport)
+        self._watch_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._head_is_there()
+        if self._client is not None:
+            self._server.admission.leave(self._client)
+            self._client = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count != before:
+            self._body = self._messages[-1][1]
+            self._head_is_there()
+        elif self._body is None or self._body.is_eof():
+            self._head_bytes += len(data)
+            if self._head_bytes > _LONGEST_HEAD:
+                self._turn_away(431, "the request's headers are too long")
+            elif self._head_timer is None:
+                self._watch_head()
+
+    def _watch_head(self) -> None:
+        self._head_timer = self._loop.call_later(self._server.limits.request, self._head_is_late)
+
+    def _head_is_there(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        if not self._is_waiting():
+            self._watch_head()  # whoever is being answered may leave the next request for later
+        elif self._head_bytes:
+            self._turn_away(408, "the request did not come to its end in time")
+        else:
+            self.force_close()
+
+    def _process_keepalive(self) -> None:
+        if self._head_bytes:  # no longer idle: its head has a time of its own
+            self._keepalive_handle = None
+        else:
+            super()._process_keepalive()
+
+    def _is_waiting(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def _turn_away(self, status: int, reason: str) -> None:
+        """Ends the connection over the request that is coming in; those before it are answered."""
+        self._head_is_there()
+        if not self._is_waiting():
+            self.close()
+        elif self.transport is not None:
+            self._server.malformed(self._client, status, reason)
+            self.transport.write(refusal(status, "UNSUPPORTED", reason))
+            self.force_close()
 
     def handle_error(
         self,
@@ -110,19 +203,31 @@ class _Connection(web.RequestHandler):
         """What aiohttp could not read; whatever goes wrong later is answered for by `answer`."""
         if request.writer.output_size > 0:
             raise ConnectionError("part of another answer was sent")
-        reason = _reason(exc, message)
-        self._server.malformed(request, reason)
+        status, reason = _status(exc, message, status), _reason(exc, message)
+        self._server.malformed(request.remote, status, reason)
         response = malformed_response(status, reason)
         response.headers["Server"] = SERVER
         response.force_close()
         return response
 
 
+_TOO_MANY_FIELDS = "Too many headers received"
 _SAID_WITHOUT_BYTES: tuple[tuple[type[Exception], str], ...] = (
     (http_exceptions.LineTooLong, "the request's target or one of its headers is too long"),
     (http_exceptions.InvalidURLError, "the request's target is no URL"),
     (http_exceptions.InvalidHeader, "a header is not valid"),
 )
+
+
+def _status(error: BaseException | None, message: str | None, otherwise: int) -> int:
+    """The particular status for what is too long or too much."""
+    if isinstance(error, http_exceptions.LineTooLong):
+        line, limit, *_ = error.args
+        if limit == _LONGEST_TARGET:
+            return 414
+        # Who asks for too many ranges asks for fewer after a 400, and gives up after anything else.
+        return otherwise if bytes(line).startswith(b"bytes=") else 431
+    return 431 if message == _TOO_MANY_FIELDS else otherwise
 
 
 def _reason(error: BaseException | None, message: str | None) -> str:

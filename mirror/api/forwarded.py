@@ -40,11 +40,12 @@ class Proxies:
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._networks = tuple(networks)
-        self._trusts = lru_cache(_REMEMBERED)(self._is_trusted)
+        self.trusts = lru_cache(_REMEMBERED)(self._is_trusted)
+        """Whether an address is that of a trusted proxy."""
 
     def read(self, peer: str | None, headers: MultiMapping[str]) -> Forwarded:
         """What is known of a client that connects from `peer`. Raises nothing, whatever the headers hold."""
-        if not peer or not self._networks or not self._trusts(peer):
+        if not peer or not self._networks or not self.trusts(peer):
             return Forwarded(peer or None)
         return Forwarded(self._client(peer, headers), _host(headers), _prefix(headers))
 
@@ -58,7 +59,7 @@ class Proxies:
             if address is None:
                 break
             client = address
-            if not self._trusts(client):
+            if not self.trusts(client):
                 break
         return client
 

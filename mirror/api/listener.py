@@ -11,6 +11,8 @@ from aiohttp import web
 from mirror.config import Address
 
 _BACKLOG = 1024
+"""Connections that the kernel holds ready. asyncio's own `backlog` is also how often it accepts in one turn of the
+loop, and how often it fails to where no descriptor is left, with a traceback each time: it gets 1."""
 
 
 class Listener:
@@ -26,9 +28,7 @@ class Listener:
         assert self._runner.server is not None
         loop = asyncio.get_running_loop()
         # asyncio forgets a listening socket when it is cancelled in its last step; begun, this goes through.
-        starting = asyncio.create_task(
-            loop.create_server(self._runner.server, address.host, address.port, backlog=_BACKLOG)
-        )
+        starting = asyncio.create_task(loop.create_server(self._runner.server, address.host, address.port, backlog=1))
         try:
             self._server = await asyncio.shield(starting)
         except OSError as error:
@@ -38,6 +38,9 @@ class Listener:
             if starting.exception() is None:
                 self._server = starting.result()
             raise
+        for listening in self._server.sockets:
+            with listening.dup() as same:
+                same.listen(_BACKLOG)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 

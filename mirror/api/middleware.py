@@ -13,17 +13,16 @@ import structlog
 from aiohttp import web
 from prometheus_client import Counter, Histogram
 
-from mirror.api.connections import SERVER, Answer, ClientGone, taken
+from mirror.api.connections import Answer, ClientGone, taken
 from mirror.api.exchange import EXCHANGE, Exchange
 from mirror.api.forwarded import Proxies
-from mirror.api.responses import error_response, unexpected_response
+from mirror.api.responses import SERVER, error_response, unexpected_response
 from mirror.metrics import Metrics
 from mirror.oci.errors import InvalidRequest, MirrorError, Unknown, UpstreamRefused
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 _ids = itertools.count(secrets.randbits(60))
 _CLIENT_GONE = 499
-_MALFORMED = 400
 _CHILDREN = 4096
 
 
@@ -89,10 +88,10 @@ class Traffic:
         await taken(response.prepare(request))
         exchange.first_byte = exchange.elapsed()
 
-    def malformed(self, request: web.BaseRequest, reason: str) -> None:
+    def malformed(self, client: str | None, status: int, reason: str) -> None:
         """Records what is no request, and so has no headers either that could say whose it is."""
-        self._metrics.requests.labels("none", "none", "refused", str(_MALFORMED)).inc()
-        self._log.info("malformed request", client=request.remote, reason=reason)
+        self._metrics.requests.labels("none", "none", "refused", str(status)).inc()
+        self._log.info("malformed request", client=client, status=status, reason=reason)
 
     async def _answer(self, request: web.BaseRequest, handler: Answer, exchange: Exchange) -> web.StreamResponse:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from http import HTTPStatus
 
 import msgspec
 from aiohttp import web
@@ -44,6 +45,8 @@ _RETRY_AFTER_SECONDS = 5.0
 """What clients are told where the upstream named no time."""
 _RETRIED = (429, 503)
 _JSON = "application/json"
+SERVER = "mirror"
+"""The Server header; aiohttp's own would tell versions."""
 _BLOB_TYPE = "application/octet-stream"
 
 
@@ -71,6 +74,18 @@ def unexpected_response() -> web.Response:
 def malformed_response(status: int, reason: str) -> web.Response:
     """For what is not HTTP as we read it."""
     return _envelope(status, "UNSUPPORTED", reason)
+
+
+def refusal(status: int, code: str, message: str) -> bytes:
+    """The same as it goes over the wire, for a connection on which nothing else will be answered."""
+    response = _envelope(status, code, message)
+    assert isinstance(response.body, bytes)
+    retry = f"Retry-After: {_RETRY_AFTER_SECONDS:.0f}\r\n" if status in _RETRIED else ""
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {_JSON}\r\n{retry}"
+        f"Content-Length: {len(response.body)}\r\nConnection: close\r\nServer: {SERVER}\r\n\r\n"
+    )
+    return head.encode() + response.body
 
 
 def version_response() -> web.Response:

@@ -76,6 +76,13 @@ def _shown_as(form: Callable[[Any], str]) -> PlainSerializer:
     return PlainSerializer(form, return_type=str, when_used="json")
 
 
+def _parse_count(value: object) -> int:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    if not (text.isascii() and text.isdigit() and 0 < len(text) <= 7 and int(text) > 0):
+        raise ValueError("a whole number from 1 to 9999999")
+    return int(text)
+
+
 def _parse_host(value: object) -> str:
     return parse_host(_text(value))
 
@@ -136,6 +143,7 @@ def _parse_public_url(value: object) -> str:
     return url
 
 
+Count = Annotated[int, PlainValidator(_parse_count)]
 Size = Annotated[int, _quantity(units.parse_size, int), _shown_as(units.format_size)]
 Rate = Annotated[int, _quantity(units.parse_rate, int), _shown_as(units.format_rate)]
 Duration = Annotated[float, _quantity(units.parse_duration, float), _shown_as(units.format_duration)]

@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from mirror.config.fields import (
     Address,
+    Count,
     Duration,
     EntryName,
     FilePath,
@@ -118,6 +119,12 @@ class Timeouts(_Section):
     client: PositiveDuration = 120.0
     """Duration without a byte taken after which a client is cut off."""
 
+    request: PositiveDuration = 30.0
+    """Duration from a request's first byte, or a client's connection, to the end of its headers; then it is cut off."""
+
+    idle: PositiveDuration = 75.0
+    """Duration without a request after which a client's connection is closed."""
+
 
 class UpstreamSettings(_Section):
     """How one registry, or each of those that a pattern stands for, is asked and trusted."""
@@ -167,6 +174,9 @@ class UpstreamSettings(_Section):
     allow_private: StrictBool = False
     """Whether a public registry may lead to a private address by a redirect or token realm."""
 
+    max_downloads: Count | None = None
+    """Most blobs that are downloaded from this registry at a time; a share of the global one if not given."""
+
     @field_serializer("tag_ttls", mode="wrap")
     def _thaw(self, value: Mapping[str, float], serialize: SerializerFunctionWrapHandler) -> Any:
         return serialize(dict(value))
@@ -212,6 +222,15 @@ class Settings(_Section):
 
     timeouts: Timeouts = Timeouts()
     """How long to wait."""
+
+    max_connections: Count = 10_000
+    """Most connections of clients; fewer where the limit on open files does not allow as many."""
+
+    max_connections_per_client: Count = 1000
+    """Most connections from one IP address, unless it is one of `trusted_proxies`."""
+
+    max_downloads: Count = 64
+    """Most blobs that are downloaded at the same time; four times as many wait, for `timeouts.first_byte` at most."""
 
     abandon_below: Size = 1 << 20
     """Size (bytes arrived) under which a download stops once no client wants it; larger ones are finished."""

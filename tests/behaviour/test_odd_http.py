@@ -297,7 +297,7 @@ async def test_what_was_wrong_is_not_repeated(lines: Lines, mirror: RunningMirro
         await client.send(BROKEN[name])
         head, body = await client.answer()
 
-    assert head.status == 400
+    assert head.status == {"a long header": 431, "a long target": 414}.get(name, 400)
     assert json.loads(body)["errors"][0]["message"]
     assert b"s3cret" not in body
     assert "s3cret" not in lines.text

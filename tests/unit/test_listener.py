@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import resource
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -75,3 +80,39 @@ async def test_a_port_that_is_taken_is_named() -> None:
 
     await second.close()
     await first.close()
+
+
+@contextmanager
+def _descriptors_gone() -> Iterator[None]:
+    """Lets this process open no more files inside."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_free = os.dup(0)
+    os.close(first_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_without_descriptors_it_waits_for_better_times() -> None:
+    """Who cannot be accepted keeps neither the loop nor the log busy, and is accepted once that is possible."""
+    complaints: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    listener = Listener(web.ServerRunner(web.Server(_answer), shutdown_timeout=0.1))
+    port = await listener.open(LOOPBACK)
+    clients = [socket.socket() for _ in range(5)]
+    with _descriptors_gone():
+        for client in clients:
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", port))
+            await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await asyncio.sleep(0.3)
+        assert 0 < len(complaints) <= 3
+
+    async with asyncio.timeout(10):
+        for client in clients:
+            assert (await loop.sock_recv(client, 1000)).startswith(b"HTTP/1.1 200")
+            client.close()
+    await listener.close()
