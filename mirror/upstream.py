@@ -294,7 +294,7 @@ class _Outside(UpstreamUnavailable):
 
 def _stay_inside(url: URL) -> None:
     if not url.raw_path.startswith("/v2/"):
-        raise _Outside(f"redirected to a page of {url.authority}", reason="redirect")
+        raise _Outside(f"redirected to a page of {url.raw_authority}", reason="redirect")
 
 
 def _stream(response: Response, target: Target, digest: Digest, byte_range: ByteRange | None) -> BlobStream:

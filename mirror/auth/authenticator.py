@@ -135,7 +135,8 @@ class Authenticator:
         self, destination: Destination, grant: Grant, refused: EndpointRefused, deadline: Deadline
     ) -> MirrorError:
         """What a token endpoint's refusal means: registries that hide what is private refuse already there."""
-        said = f"{destination.name}: token endpoint {grant.realm.host} refused ({refused.status}) scope {grant.scope!r}"
+        endpoint = f"token endpoint {grant.realm.raw_host}"
+        said = f"{destination.name}: {endpoint} refused ({refused.status}) scope {grant.scope!r}"
         if grant.credential is None:
             return UpstreamRefused(f"{said} to anonymous access")
         if await self._tokens.refuses(destination, grant, deadline):

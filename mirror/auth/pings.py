@@ -51,7 +51,7 @@ class Pings:
         known = await self._memory.get(_key(destination, repository)) or await self._memory.get(_key(destination))
         if known is None:
             pinging = self._pinging.run(_key(destination), lambda: self._ping(destination))
-            known = await deadline.bound(pinging, f"GET {destination.url.host}/v2/")
+            known = await deadline.bound(pinging, f"GET {destination.url.raw_host}/v2/")
         assert isinstance(known, Demand)
         return known
 
@@ -85,7 +85,7 @@ class Pings:
             ("credential", *_key(destination), credential.identity),
             lambda: self._get(destination, Deadline.after(self._transport.timeouts.first_byte), credential),
         )
-        response = await deadline.bound(asking, f"GET {destination.url.host}/v2/")
+        response = await deadline.bound(asking, f"GET {destination.url.raw_host}/v2/")
         return response.status in (401, 403)
 
     async def _ping(self, destination: Destination) -> Demand:

@@ -37,12 +37,12 @@ def check_realm(realm: URL, upstream: URL, token_hosts: Collection[str]) -> None
     (host or host:port). That its address is not private behind a public upstream's back is for the transport to see.
     """
     if upstream.scheme == "https" and realm.scheme != "https":
-        raise _refused(upstream, f"is https and names a token endpoint at {realm.host} that is not")
-    host = _normal(realm.host)
-    if host == _normal(upstream.host) or _listed(realm, host, token_hosts):
+        raise _refused(upstream, f"is https and names a token endpoint at {realm.raw_host} that is not")
+    host = _normal(realm.raw_host)
+    if host == _normal(upstream.raw_host) or _listed(realm, host, token_hosts):
         return
     domain = _registrable_domain(host)
-    if domain is None or domain != _registrable_domain(_normal(upstream.host)):
+    if domain is None or domain != _registrable_domain(_normal(upstream.raw_host)):
         raise _refused(upstream, f"names a token endpoint at {host}, another domain; token_hosts can permit it")
 
 
@@ -70,4 +70,4 @@ def _registrable_domain(host: str) -> str | None:
 
 
 def _refused(upstream: URL, problem: str) -> UpstreamUnavailable:
-    return UpstreamUnavailable(f"{upstream.host} {problem}; nothing was sent there", reason="realm")
+    return UpstreamUnavailable(f"{upstream.raw_host} {problem}; nothing was sent there", reason="realm")

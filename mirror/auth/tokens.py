@@ -105,7 +105,7 @@ class Tokens:
         while True:
             self._transport.check_pause(grant.realm, deadline)
             try:
-                return await deadline.bound(self._minting.run(grant.key, mint), f"token from {grant.realm.host}")
+                return await deadline.bound(self._minting.run(grant.key, mint), f"token from {grant.realm.raw_host}")
             except UpstreamTimeout:
                 self._transport.check_pause(grant.realm, deadline)  # what the mint waits for, if so
                 if started_here or deadline.expired:
@@ -129,7 +129,7 @@ class Tokens:
         bare = replace(grant, scope="")
         patience = Deadline.after(self._transport.timeouts.first_byte)
         asking = self._minting.run(("bare", *bare.key), lambda: self._ask(destination, bare, patience))
-        response = await deadline.bound(asking, f"token from {grant.realm.host}")
+        response = await deadline.bound(asking, f"token from {grant.realm.raw_host}")
         return response.status in (401, 403)
 
     async def _mint(self, destination: Destination, grant: Grant, deadline: Deadline) -> Token:

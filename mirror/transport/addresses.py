@@ -12,7 +12,17 @@ IsGlobal = Callable[[str], bool]
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _UNICAST = ipaddress.IPv6Network("2000::/3")
-_DOCUMENTATION = ipaddress.IPv6Network("3fff::/20")
+_NOBODYS = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        # Python's own list has parts of them for public, others in each version.
+        "192.0.0.0/24",  # protocol assignments; Oracle's cloud has its metadata there
+        "192.88.99.0/24",  # relays of 6to4, which are no more
+        "168.63.129.16/32",  # Azure's own services, credentials of machines among them
+        "2001::/23",  # protocol assignments, Teredo among them
+        "3fff::/20",  # documentation
+    )
+)
 
 
 class PrivateAddress(OSError):
@@ -26,11 +36,10 @@ def is_global(address: str) -> bool:
         inner = ip.ipv4_mapped or ip.sixtofour
         if inner is None and ip in _NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is None:
-            # Python's own list takes everything for public that has not been given another meaning yet.
-            return ip in _UNICAST and ip not in _DOCUMENTATION and ip.is_global
-        ip = inner
-    return ip.is_global and not ip.is_multicast
+        if inner is None and ip not in _UNICAST:
+            return False  # Python takes everything for public that has not been given another meaning yet
+        ip = inner or ip
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOBODYS)
 
 
 def literal_of(host: str) -> str | None:

@@ -164,7 +164,7 @@ class Transport:
         except OSError as error:
             problem = error.strerror or type(error).__name__
             raise UpstreamUnavailable(
-                f"{destination.url.host}: ca_file {destination.settings.ca_file} cannot be used: {problem}",
+                f"{destination.url.raw_host}: ca_file {destination.settings.ca_file} cannot be used: {problem}",
                 reason="tls",
             ) from error
 
@@ -172,10 +172,10 @@ class Transport:
         """Whether this hop may reach global addresses only; a literal one is checked here, resolvers never see it."""
         if hop.led_by is None or destination.settings.allow_private or await self._is_private(destination):
             return False
-        literal = literal_of(hop.url.host or "")
+        literal = literal_of(hop.url.raw_host or "")
         if literal is not None and not self._is_global(literal):
             raise UpstreamUnavailable(
-                f"{destination.url.host} is public and led us to {host_of(hop.url)}, which is not; "
+                f"{destination.url.raw_host} is public and led us to {host_of(hop.url)}, which is not; "
                 "allow_private permits it",
                 reason=hop.led_by,
             )
@@ -183,7 +183,7 @@ class Transport:
 
     async def _is_private(self, destination: Destination) -> bool:
         """Whether the operator pointed us at a host of a private network, so that it may lead us to others there."""
-        host = destination.url.host or ""
+        host = destination.url.raw_host or ""
         if (literal := literal_of(host)) is not None:
             return not self._is_global(literal)
         known = await self._private.get((host,))
@@ -265,7 +265,7 @@ def _thing(url: URL) -> str:
 def _target(request: Request, response: Response) -> URL:
     """Where a redirect leads. Raises UpstreamUnavailable, reason redirect, for what must not be followed."""
     target = _location(response)
-    if target is None or target.scheme not in ("http", "https") or "@" in target.authority:
+    if target is None or target.scheme not in ("http", "https") or "@" in target.raw_authority:
         raise UpstreamUnavailable(f"{response.asked}: redirects to nowhere that we can follow", reason="redirect")
     if response.url.scheme == "https" and target.scheme == "http":
         raise UpstreamUnavailable(f"{response.asked}: redirects from https to http", reason="redirect")

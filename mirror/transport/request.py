@@ -60,7 +60,7 @@ class Request:
     @property
     def asked(self) -> str:
         """What to call it in messages: method, host and path, without the query."""
-        return f"{self.method} {self.url.authority}{self.url.raw_path}"
+        return f"{self.method} {self.url.raw_authority}{self.url.raw_path}"
 
 
 def host_of(url: URL) -> str:

@@ -46,10 +46,19 @@ def test_public_addresses_are_global(address: str) -> None:
         "5f00::1",
         "3fff::1",
         "2001:db8::1",
+        "2001:0:7f00:1::",
+        "2001:20::1",
+        "192.0.0.192",
+        "192.88.99.1",
+        "168.63.129.16",
+        "100.100.100.200",
+        "fd00:ec2::254",
+        "198.18.0.1",
+        "240.0.0.1",
     ],
 )
 def test_all_others_are_not(address: str) -> None:
-    """Loopback, private, link-local, shared, multicast and unspecified ones, wrapped in IPv6 or not."""
+    """Loopback, private, link-local, shared, multicast and unspecified ones, wrapped in IPv6 or not; clouds' own."""
     assert not is_global(address)
 
 

@@ -44,6 +44,8 @@ def test_own_and_listed_endpoints_are_permitted(upstream: str, realm: str, token
         pytest.param("https://registry", "https://auth/t", (), id="single-labels"),
         pytest.param("https://10.0.0.1", "https://10.0.0.2/t", (), id="neighbouring-addresses"),
         pytest.param("https://1.2.3.4", "https://9.2.3.4/t", (), id="addresses-are-no-domains"),
+        pytest.param(HUB, "https://xn--docker-.io/t", (), id="no-idna"),
+        pytest.param("https://xn--a.io", "https://xn--b.io/t", (), id="no-idna-twice"),
         pytest.param(HUB, "https://127.0.0.1/t", (), id="loopback-literal"),
         pytest.param(HUB, "https://[::1]/t", (), id="loopback-literal-v6"),
         pytest.param(HUB, "https://169.254.169.254/latest", (), id="metadata-literal"),
@@ -57,7 +59,7 @@ def test_foreign_endpoints_are_refused(upstream: str, realm: str, token_hosts: t
         check_realm(URL(realm), URL(upstream), token_hosts)
 
     assert caught.value.reason == "realm"
-    assert str(URL(upstream).host) in caught.value.message
+    assert str(URL(upstream).raw_host) in caught.value.message
 
 
 @pytest.mark.parametrize(
