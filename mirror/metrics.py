@@ -95,6 +95,10 @@ class Metrics:
             buckets=(60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 30 * 86400, 90 * 86400),
             registry=self.registry,
         )
+        self.scrub_bytes = self._counter("scrub_bytes", "Bytes of held blobs hashed again in the background.")
+        self.scrub_corrupt = self._counter(
+            "scrub_corrupt", "Blobs that were dropped since their bytes had rotted, or could not be read any more."
+        )
         self.storage_degraded = self._gauge(
             "storage_degraded", "1 while the disk cannot be used for this reason and blobs pass through.", ("reason",)
         )

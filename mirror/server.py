@@ -50,6 +50,7 @@ from mirror.store.budget import Budget
 from mirror.store.files import Files
 from mirror.store.lock import DataLock
 from mirror.store.records import Records
+from mirror.store.scrub import Scrub
 from mirror.store.threads import Threads
 from mirror.store.trouble import Trouble
 from mirror.store.upkeep import Upkeep
@@ -96,6 +97,7 @@ class Mirror:
         self.records = Records(storage.path / "records", self.trouble)
         self.budget = Budget(storage, self.blobs, self.trouble, self.metrics, clock=clock)
         self.upkeep = Upkeep(storage, self.blobs, self.budget, self.records, self.trouble, self.metrics)
+        self.scrub = Scrub(storage.scrub_rate, self.blobs, self.records, self.trouble, self.metrics, clock=clock)
         self.cache = Cache(self.records, self.blobs, self.budget, self.trouble, router, clock=clock)
 
         # Whom we ask.
@@ -187,13 +189,16 @@ class Mirror:
         await self.upkeep.begin()
 
     def _begin_work(self) -> None:
-        task = asyncio.create_task(self.upkeep.run(), name="upkeep")
+        chores = (self.upkeep, self.scrub)
+        tasks = [asyncio.create_task(chore.run(), name=type(chore).__name__) for chore in chores]
 
         async def end_upkeep() -> None:
-            task.cancel()
-            await asyncio.wait([task])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await self.budget.close()
-            await self.upkeep.finish()
+            for chore in chores:
+                await chore.finish()
 
         self._closing.push_async_callback(end_upkeep)
         self._closing.push_async_callback(self._manifests.close)

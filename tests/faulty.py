@@ -165,6 +165,10 @@ class FaultyFiles(Files):
         self._before("stat", path)
         return super().stat(path)
 
+    def is_at(self, fd: int, path: Path) -> bool:
+        self._before("is_at", path)
+        return super().is_at(fd, path)
+
     def utime(self, path: Path, when: float) -> None:
         self._before("utime", path)
         super().utime(path, when)
@@ -197,6 +201,10 @@ class FaultyFiles(Files):
         done = super().write(fd, data, offset)
         self._after("write", path)
         return done
+
+    def advise(self, fd: int, advice: int, offset: int = 0, count: int = 0) -> None:
+        self._before("advise", self._paths[fd])
+        super().advise(fd, advice, offset, count)
 
     def sendfile(self, out: int, fd: int, offset: int, count: int) -> int:
         self._before("sendfile", self._paths[fd])

@@ -74,7 +74,10 @@ class RunningMirror:
         self.settings = Settings(
             listen=Address("127.0.0.1", 0),
             admin_listen=Address("127.0.0.1", 0),
-            storage=Storage(**{"path": path, "max_size": 1 << 30, "min_free": "0%", **(storage or {})}),
+            # Without a scrub: it would read, and be counted, where a test looks at what a request does to the disk.
+            storage=Storage(
+                **{"path": path, "max_size": 1 << 30, "min_free": "0%", "scrub_rate": 0, **(storage or {})}
+            ),
             timeouts=timeouts or short_timeouts(),
             upstreams={
                 name: UpstreamSettings(url=upstream.url) if isinstance(upstream, FakeRegistry) else upstream

@@ -82,6 +82,9 @@ class Storage(_Section):
     min_free: SizeOrShare = Amount(fraction=0.05)
     """Free space to leave on the file system of `storage.path`: a size, or a percentage of the file system."""
 
+    scrub_rate: Rate = 10 << 20
+    """Rate (bytes a second) at which all held blobs are hashed again, once a day at most, to find rot; 0 for never."""
+
 
 class Timeouts(_Section):
     """How long to wait, in seconds of the monotonic clock; `min_rate` alone is bytes a second."""

@@ -157,6 +157,32 @@ class BlobStore:
         """
         return await self._tidying.run(self._survey, directories, show)
 
+    # Rot.
+
+    @property
+    def suspects(self) -> tuple[Digest, ...]:
+        """Blobs that an unclean stop may have damaged, and that nobody has verified since."""
+        return self._unsettled.suspects
+
+    def is_suspect(self, digest: Digest) -> bool:
+        """Whether the blob is still one of those."""
+        return digest in self._unsettled
+
+    async def inspect(self, digest: Digest) -> SharedFile | None:
+        """The blob's file for its bytes to be checked, which is no use of it; None where it is not held.
+
+        Its first holder is the caller. Raises StorageError.
+        """
+        return await self._checking.run(self._shelves.open, digest, unwanted=_release)
+
+    async def check(self, step: Callable[[], T], file: SharedFile) -> T:
+        """A step of checking an inspected file, with nobody waiting for it. Raises StorageError."""
+        return await self._checking.run(step, holding=file)
+
+    async def judge(self, digest: Digest, file: SharedFile, *, intact: bool) -> bool:
+        """As Shelves.judge, after an inspection."""
+        return await self._checking.run(self._shelves.judge, digest, file, intact, holding=file)
+
     # Spools.
 
     async def create_spool(self, digest: Digest, host: str) -> Spool:

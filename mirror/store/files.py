@@ -35,6 +35,10 @@ class Files:
                 return True  # not every file system knows; a failing one shows when it is read
         return True
 
+    def advise(self, fd: int, advice: int, offset: int = 0, count: int = 0) -> None:
+        """Tells the kernel what to do with a part of its page cache: `os.POSIX_FADV_*`; to the end if `count` is 0."""
+        os.posix_fadvise(fd, offset, count, advice)
+
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
         """Writes at `offset`; returns how many bytes it took."""
         return os.pwrite(fd, data, offset)
@@ -74,6 +78,13 @@ class Files:
     def stat(self, path: Path) -> os.stat_result:
         """The status of `path`."""
         return path.stat()
+
+    def is_at(self, fd: int, path: Path) -> bool:
+        """Whether `path` names the very file that is open."""
+        try:
+            return os.path.samestat(os.fstat(fd), path.stat())
+        except FileNotFoundError:
+            return False
 
     def utime(self, path: Path, when: float) -> None:
         """Sets the time of last use (mtime) in seconds since the epoch."""

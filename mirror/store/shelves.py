@@ -108,13 +108,22 @@ class Shelves:
             return False
         try:
             intact = matches(file)
+            self.judge(digest, file, intact)
         finally:
             self._files.close(file.fd)
-        with self._shelf(digest).lock:
-            if not intact and digest in self._unsettled:  # and so not replaced meanwhile
-                self._unlink(digest, self.size(digest))
-            self._unsettled.settle(digest)
         return intact
+
+    def judge(self, digest: Digest, file: SharedFile, intact: bool) -> bool:
+        """Takes note that the open `file` was hashed; removes one that is not intact. Returns whether that was done.
+
+        One that was evicted or replaced meanwhile is not the one that was hashed.
+        """
+        with self._shelf(digest).lock:
+            removed = not intact and self._files.is_at(file.fd, self._path(digest))
+            if removed:
+                self._unlink(digest, self._files.size(file.fd))
+            self._unsettled.settle(digest)
+        return removed
 
     def used(self, uses: dict[Digest, float]) -> None:
         """Writes times of use, in seconds since the epoch, as mtimes; blobs that are gone are passed over."""
@@ -131,14 +140,13 @@ class Shelves:
 
     def scan(self, directory: Directory) -> tuple[list[BlobEntry], int]:
         """The blobs in a directory, and its part of `net` at the same moment."""
-        algorithm, prefix = directory
         shelf = self._shelves[directory]
         entries = []
         with shelf.lock:
-            for name, size, used_at in self._files.scan(self._root / "blobs" / algorithm / prefix):
-                # What is not ours is left alone. Digest.parse would remember each, and forget what requests ask for.
-                if name.startswith(prefix) and _NAME[algorithm].fullmatch(name):
-                    entries.append(BlobEntry(Digest(algorithm, name), size, used_at))
+            for name, size, used_at in self._files.scan(self._root.joinpath("blobs", *directory)):
+                digest = digest_of(directory, name)
+                if digest is not None:  # what is not ours is left alone
+                    entries.append(BlobEntry(digest, size, used_at))
             return entries, shelf.balance
 
     def _path(self, digest: Digest) -> Path:
@@ -156,3 +164,10 @@ class Shelves:
         self._shelf(digest).balance += size
         with self._counting:
             self.net += size
+
+
+def digest_of(directory: Directory, name: str) -> Digest | None:
+    """The digest of the blob whose file has this name in that directory; None for a file that is not one of ours."""
+    algorithm, prefix = directory
+    # Digest.parse would remember each, and forget what requests ask for.
+    return Digest(algorithm, name) if name.startswith(prefix) and _NAME[algorithm].fullmatch(name) else None

@@ -44,6 +44,12 @@ class Unsettled:
         """Whether the blob must be verified before it is served."""
         return digest in self._suspects
 
+    @property
+    def suspects(self) -> tuple[Digest, ...]:
+        """Everything that must be verified."""
+        with self._lock:
+            return tuple(self._suspects)
+
     def settle(self, digest: Digest) -> None:
         """The blob has been verified, replaced or removed."""
         with self._lock:

@@ -49,6 +49,8 @@ PROMISED = {
     "upstream_quota_limit": {"upstream"},
     "upstream_up": {"upstream"},
     "credentials_rejected": {"upstream"},
+    "scrub_bytes": set(),
+    "scrub_corrupt": set(),
     "storage_degraded": {"reason"},
     "bypass_bytes": {"upstream", "reason"},
     "log_lines_dropped": set(),

@@ -1,21 +1,24 @@
-"""Bytes that changed on our disk: a wrong length is noticed when the blob is wanted, and nobody gets it as a whole."""
+"""Bytes that changed on our disk: a wrong length is noticed when the blob is wanted, a wrong bit by the scrub."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import StartMirror
+from tests.faulty import FaultyFiles
 from tests.harness import RunningMirror, short_timeouts
 from tests.reading import Reading, blob_path, settled
-from tests.storing import bytes_in, path_of
+from tests.storing import bytes_in, path_of, until
 from tests.upstream import Blob, FakeRegistry, stall, wrong_length
 from tests.upstream.fixtures import StartUpstream
 
 MIB = 1 << 20
 SIZE = 300_000
+FAST = 1 << 40
 PATIENT = short_timeouts(first_byte=10.0, cold_head=10.0, stall=10.0, no_progress=20.0)
 
 Damage = Callable[[Path], None]
@@ -36,6 +39,13 @@ def extended(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"x")
 
 
+def flipped(path: Path) -> None:
+    """One bit of it has changed; its length has not."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 WRONG_LENGTHS = pytest.mark.parametrize("damage", [truncated, emptied, extended])
 
 
@@ -44,6 +54,9 @@ async def hold(mirror: RunningMirror, blob: Blob, repository: str = "demo") -> P
     assert (await mirror.blob(repository, blob.digest)).body == blob.content
     await mirror.quiet()
     return path_of(mirror.settings.storage.path, blob.digest)
+
+
+# A wrong length
 
 
 @WRONG_LENGTHS
@@ -211,3 +224,57 @@ async def test_a_rotten_manifest_is_never_served(mirror: RunningMirror, upstream
         reply = await mirror.manifest("demo", reference)
         assert (reply.status, reply.body) == (200, image.manifest.content)
     assert upstream.count(image.manifest, method="GET") == 1
+
+
+# A wrong bit
+
+
+async def test_a_flipped_bit_is_found_before_anybody_asks(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """The scrub drops the blob and counts it; who wants it then gets right bytes by one fetch of it, and no other."""
+    mirror = await start_mirror()
+    blobs = [upstream.put_blob("library/demo", SIZE + number) for number in range(5)]
+    paths = [await hold(mirror, blob) for blob in blobs]
+    await mirror.stop()
+    flipped(paths[2])
+    upstream.reset()
+
+    scrubbed = await start_mirror(path=mirror.settings.storage.path, storage={"scrub_rate": FAST})
+    await until(lambda: not paths[2].exists())
+    await until(lambda: scrubbed.metric("mirror_scrub_corrupt_total") == 1)
+    await until(lambda: scrubbed.metric("mirror_scrub_bytes_total") == sum(blob.size for blob in blobs))
+    await until(lambda: scrubbed.app.budget.counted)
+    assert scrubbed.app.budget.committed == bytes_in(mirror.settings.storage.path / "blobs")
+
+    for blob in blobs:
+        assert (await scrubbed.blob("demo", blob.digest)).body == blob.content
+    assert [upstream.bytes_for(blob) for blob in blobs] == [0, 0, blobs[2].size, 0, 0]
+
+
+async def test_a_scrub_goes_on_after_a_restart(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """A clean stop notes how far it has come, and waits for no more than the piece that is being read."""
+    mirror = await start_mirror()
+    blobs = sorted((upstream.put_blob("library/demo", SIZE) for _ in range(8)), key=lambda blob: blob.digest)
+    paths = [await hold(mirror, blob) for blob in blobs]
+    await mirror.stop()
+    disk = FaultyFiles()
+    trap = disk.hold("read", path=str(paths[5]))
+    scrubbed = await start_mirror(path=mirror.settings.storage.path, files=disk, storage={"scrub_rate": 2 * MIB})
+    await trap.met()
+    stopping = asyncio.create_task(scrubbed.stop())
+    trap.release()
+    await stopping
+    first = checked(disk)
+
+    disk.log.clear()
+    await scrubbed.start()
+    await until(lambda: checked(disk)[-1:] == paths[-1:] or first == paths)
+
+    second = checked(disk)
+    assert first == paths[: len(first)]
+    assert second == paths[len(paths) - len(second) :]
+    assert 8 <= len(first + second) <= 9
+
+
+def checked(disk: FaultyFiles) -> list[Path]:
+    """The blobs that were read, in order."""
+    return list(dict.fromkeys(path for method, path in disk.log if method == "read" and path and "blobs" in path.parts))
