@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
+import os
 import shutil
 import sqlite3
 import time
@@ -18,13 +19,17 @@ import msgspec
 import structlog
 
 from mirror.oci.errors import StorageError
+from mirror.store.sealed import seal, unseal
 from mirror.store.trouble import Trouble
 
 T = TypeVar("T")
 Key = tuple[str, ...]
 
-SCHEMA = 1
-"""Raised when a record's shape changes; records of another schema are moved aside, their content is asked again."""
+SCHEMA = 2
+"""Raised when a record's shape changes; records of another schema are moved aside, their content is asked again.
+
+Those of a newer one are kept for the version that wrote them; those of an older one are of use to nobody.
+"""
 
 _LOCK_SECONDS = 1.0
 """How long a call waits for somebody else's lock on the database."""
@@ -69,6 +74,10 @@ class _PlainDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no type
         return value
 
 
+class _Gone(StorageError):
+    """Where the database was there is none, or another one."""
+
+
 class Records:
     """A book of small values by key. Each call runs in the one reader or the one writer thread, never on the loop.
 
@@ -77,10 +86,13 @@ class Records:
     cannot be reached at the moment is left as it is and tried again by `mend`.
     """
 
-    def __init__(self, path: Path, trouble: Trouble) -> None:
+    def __init__(self, path: Path, trouble: Trouble, *, check_home: Callable[[], None] = lambda: None) -> None:
+        """`check_home` raises OSError while the directory around `path` is not ours: nothing is made in it then."""
         self._path = path
+        self._check_home = check_home
         self._aside = path.with_name(f"{path.name}.aside")
         self._database = path / diskcache.core.DBNAME
+        self._parts = [path / f"{diskcache.core.DBNAME}{part}" for part in ("", "-wal", "-shm")]
         self._trouble = trouble
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="records-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="records-write")
@@ -88,6 +100,10 @@ class Records:
         self._opening: asyncio.Task[None] | None = None
         self._rest_until = 0.0
         self._measured = 0
+        self._files: dict[Path, os.stat_result] = {}
+        """The database, its log and the log's index, as they were opened."""
+        self.kept = 0
+        """Bytes of what a newer version left, as last measured."""
         self._undone: dict[Key, None] = {}
         """Deletions that the database has not heard of: it was locked, or its disk full."""
         self._closed = False
@@ -100,8 +116,11 @@ class Records:
         """Tries again where the database could not be opened, or did not hear of a deletion."""
         if self._cache is None:
             await self._reopen(None)
-        elif not await asyncio.get_running_loop().run_in_executor(self._reader, self._database.exists):
-            await self._begin_anew(self._cache, StorageError("the records are gone"))
+        elif missing := await asyncio.get_running_loop().run_in_executor(self._reader, self._missing):
+            if self._database in missing:
+                await self._take_up(self._cache)
+            else:
+                await self._begin_anew(self._cache, StorageError(f"somebody removed {missing[0].name}"))
         for key in list(self._undone):
             await self.delete(key)
 
@@ -109,13 +128,13 @@ class Records:
         """The value of `key`, or None."""
         if key in self._undone:
             return None
-        value = await self._call(self._reader, lambda cache: cache.get(encode_key(key)), None)
-        return value if isinstance(value, bytes) else None
+        return await self._call(self._reader, lambda cache: unseal(encode_key(key), cache.get(encode_key(key))), None)
 
     async def set(self, key: Key, value: bytes, useful_for: float) -> bool:
         """Writes `value`; after `useful_for` seconds it is gone for `get`. Returns whether it was written."""
+        text = encode_key(key)
         written = await self._call(
-            self._writer, lambda cache: bool(cache.set(encode_key(key), value, expire=useful_for)), False
+            self._writer, lambda cache: bool(cache.set(text, seal(text, value), expire=useful_for)), False
         )
         if written:
             self._undone.pop(key, None)
@@ -130,10 +149,12 @@ class Records:
             await self._begin_anew(self._cache, StorageError("it has not heard of too many deletions"))
 
     async def volume(self) -> int:
-        """Bytes on the disk: the database, its log, and one that was moved aside; else the last figure there was."""
+        """Bytes on the disk: the database, its log, and what was moved aside; else the last figure there was."""
         if not self._closed:
             try:
-                self._measured = await asyncio.get_running_loop().run_in_executor(self._reader, self._measure)
+                self._measured, self.kept = await asyncio.get_running_loop().run_in_executor(
+                    self._reader, self._measure
+                )
             except OSError as error:
                 self._trouble.note("records", error)
         return self._measured
@@ -194,7 +215,9 @@ class Records:
             return otherwise
         except Exception as error:
             self._trouble.note("records", error)
-            if _is_damage(error) and self._cache is cache:
+            if self._cache is cache and isinstance(error, _Gone):
+                await self._take_up(cache)
+            elif self._cache is cache and _is_damage(error):
                 await self._begin_anew(cache, error)
             return otherwise
         if pool is self._writer and not self._resting():
@@ -210,7 +233,7 @@ class Records:
             if _code(error) in _LOCKED:
                 self._rest_until = time.monotonic() + _REST_SECONDS
             elif not self._database.exists():
-                raise StorageError("the records are gone") from error
+                raise _Gone("the records are gone") from OSError(errno.ENOENT, "the records are gone")
             raise
 
     def _resting(self) -> bool:
@@ -219,11 +242,18 @@ class Records:
     # Opening and closing.
 
     async def _begin_anew(self, damaged: Any, error: Exception) -> None:
+        await self._leave(damaged)
+        await self._reopen(str(error))
+
+    async def _take_up(self, gone: Any) -> None:
+        """Opens what is there now; it may be an old acquaintance, so that deletions still have to be told."""
+        await self._leave(gone)
+        await self._reopen(None)
+
+    async def _leave(self, cache: Any) -> None:
         self._cache = None
         for pool in (self._reader, self._writer):
-            await self._close_connection(pool, damaged)
-        self._undone.clear()
-        await self._reopen(str(error))
+            await self._close_connection(pool, cache)
 
     async def _reopen(self, damage: str | None) -> None:
         """Opens the database, for everyone who wants it; a damaged one is moved aside first."""
@@ -234,7 +264,9 @@ class Records:
 
     async def _open(self, damage: str | None) -> None:
         try:
-            cache = await asyncio.get_running_loop().run_in_executor(self._writer, self._open_sound, damage)
+            cache, anew = await asyncio.get_running_loop().run_in_executor(self._writer, self._open_sound, damage)
+            if anew:
+                self._undone.clear()
             self._cache = cache
             self._trouble.clear("records")
         except Exception as error:
@@ -242,28 +274,34 @@ class Records:
         finally:
             self._opening = None
 
-    def _open_sound(self, damage: str | None) -> Any:
+    def _open_sound(self, damage: str | None) -> tuple[Any, bool]:
+        """The database, and whether it is a new one in the place of one that cannot be used."""
+        self._check_home()
+        aside = self._aside
         if damage is None:
             try:
                 cache = self._open_there()
-                if _schema(cache) == SCHEMA:
-                    return cache
+                schema = _schema(cache)
+                if schema == SCHEMA:
+                    return cache, False
                 cache.close()
-                damage = "records of another schema"
+                damage = f"written by {'a newer' if schema > SCHEMA else 'an older'} version (schema {schema})"
+                if schema > SCHEMA:
+                    aside = self._path.with_name(f"{self._path.name}.schema-{schema}")
             except Exception as error:
                 if not _is_damage(error):
                     raise
                 damage = str(error)
-        self._move_aside(damage)
+        self._move_to(aside, damage)
         cache = self._open_there()
         _schema(cache)
-        return cache
+        return cache, True
 
     def _open_there(self) -> Any:
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._database.exists():
             _check(self._database)
-        return diskcache.Cache(
+        cache = diskcache.Cache(
             str(self._path),
             timeout=_LOCK_SECONDS,
             disk=_PlainDisk,
@@ -276,12 +314,18 @@ class Records:
             sqlite_wal_autocheckpoint=256,
             sqlite_journal_size_limit=1 << 20,
         )
+        self._files = {path: path.stat() for path in self._parts if path.exists()}
+        return cache
 
-    def _move_aside(self, reason: str) -> None:
-        shutil.rmtree(self._aside, ignore_errors=True)
+    def _move_to(self, aside: Path, reason: str) -> None:
+        shutil.rmtree(aside, ignore_errors=True)
         if self._path.exists():
-            self._path.rename(self._aside)
-        _log.error("records moved aside; names are asked again", reason=reason, aside=str(self._aside))
+            self._path.rename(aside)
+        _log.error("records moved aside; names are asked again", reason=reason, aside=str(aside))
+
+    def _missing(self) -> list[Path]:
+        """What is not the file any more that was opened."""
+        return [path for path, opened in self._files.items() if not _is_same(path, opened)]
 
     async def _close_connection(self, pool: ThreadPoolExecutor, cache: Any) -> None:
         """Each thread closes its own. Raises nothing."""
@@ -294,12 +338,12 @@ class Records:
     # In the threads.
 
     def _unlink(self) -> None:
-        self._database.unlink(missing_ok=True)
-        for part in ("-wal", "-shm"):
-            self._database.with_name(f"{self._database.name}{part}").unlink(missing_ok=True)
+        for path in self._parts:
+            path.unlink(missing_ok=True)
 
-    def _measure(self) -> int:
-        return sum(map(_size, [*self._path.rglob("*"), *self._aside.rglob("*")]))
+    def _measure(self) -> tuple[int, int]:
+        kept = sum(map(_size, self._path.parent.glob(f"{self._path.name}.schema-*/*")))
+        return sum(map(_size, [*self._path.rglob("*"), *self._aside.rglob("*")])) + kept, kept
 
     def _drop_some(self, cache: Any) -> int:
         if self._aside.exists():
@@ -362,6 +406,13 @@ def _schema(cache: Any) -> int:
         cache.set(key, str(SCHEMA).encode())
         return SCHEMA
     return int(stored) if stored.isdigit() else 0
+
+
+def _is_same(path: Path, opened: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), opened)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _size(path: Path) -> int:

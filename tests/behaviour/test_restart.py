@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror.store.sealed import seal
 from tests.conftest import StartMirror
 from tests.faulty import FaultyFiles
 from tests.harness import RunningMirror, short_timeouts
@@ -253,7 +254,7 @@ async def test_a_total_from_before_the_crash_is_corrected(
     top = crash(mirror)
     for wrong in (b"0", b"999999999999"):
         with sqlite3.connect(top / "records" / "cache.db") as database:
-            database.execute("UPDATE Cache SET value = ? WHERE key = ?", (wrong, '["used"]'))
+            database.execute("UPDATE Cache SET value = ? WHERE key = ?", (seal('["used"]', wrong), '["used"]'))
         database.close()
         async with RunningMirror(top, {"docker.io": upstream}) as after:
             await until(lambda: after.app.budget.counted)

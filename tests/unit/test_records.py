@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import pickle
+import random
 import shutil
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -261,6 +263,193 @@ async def test_foreign_tables_are_no_error(records: Records, path: Path, trouble
     assert await again.get(KEY) == b"new"
     assert trouble.reasons == []
     await again.close()
+
+
+async def test_records_of_a_newer_version_are_kept_for_it(records: Records, path: Path, trouble: Trouble) -> None:
+    """After a downgrade they stand aside under their schema's name; they count, and nothing of ours drops them."""
+    await records.set(KEY, bytes(100_000), HOUR)
+    await records.close()
+    planted(path, "UPDATE Cache SET value = ? WHERE key = ?", b"99", encode_key(("schema",)))
+
+    again = await reopened(path, trouble)
+    assert await again.get(KEY) is None
+    assert await again.set(KEY, b"new", HOUR)
+    assert await again.volume() == bytes_in(path.parent)
+    assert again.kept > 100_000
+    while await again.drop_some():
+        pass
+    await again.close()
+
+    kept = sqlite3.connect(path.parent / "records.schema-99" / "cache.db")
+    assert kept.execute("SELECT length(value) FROM Cache WHERE key = ?", (encode_key(KEY),)).fetchall() == [(100_004,)]
+    kept.close()
+    assert trouble.reasons == []
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE Cache SET value = CAST(replace(value, 'sha256:1', 'sha256:2') AS BLOB) WHERE key LIKE '[\"tag%'",
+        "UPDATE Cache SET key = replace(key, 'demo', 'gone')",
+    ],
+)
+async def test_a_rotten_record_is_not_believed(records: Records, path: Path, trouble: Trouble, sql: str) -> None:
+    """Neither another value nor another name than was written, although it looks like one."""
+    other = ("tag", "docker.io", "library/gone", "1")
+    await records.set(KEY, b"sha256:1", HOUR)
+    await records.close()
+    planted(path, sql)
+
+    again = await reopened(path, trouble)
+
+    assert await again.get(KEY) is None
+    assert await again.get(other) is None
+    assert trouble.reasons == []
+    await again.close()
+
+
+def holes(path: Path, chance: random.Random) -> None:
+    """Some bytes changed, in the database or its log."""
+    for file in (path / "cache.db", path / "cache.db-wal"):
+        data = bytearray(file.read_bytes())
+        for _ in range(len(data) // 2000):
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        file.write_bytes(data)
+
+
+def zeros(path: Path, chance: random.Random) -> None:
+    """Pages that were never written before the power went."""
+    for file in (path / "cache.db", path / "cache.db-wal"):
+        data = bytearray(file.read_bytes())
+        for _ in range(max(1, len(data) // 40_000)):
+            page = chance.randrange(max(1, len(data) // 4096)) * 4096
+            data[page : page + 4096] = bytes(len(data[page : page + 4096]))
+        file.write_bytes(data)
+
+
+def half_a_log(path: Path, chance: random.Random) -> None:
+    """The end of it is missing."""
+    os.truncate(path / "cache.db-wal", chance.randrange((path / "cache.db-wal").stat().st_size))
+
+
+def half_a_database(path: Path, chance: random.Random) -> None:
+    """The end of it is missing."""
+    os.truncate(path / "cache.db", chance.randrange((path / "cache.db").stat().st_size))
+
+
+def no_log(path: Path, _: random.Random) -> None:
+    """What was last written is gone."""
+    (path / "cache.db-wal").unlink()
+
+
+def no_index(path: Path, _: random.Random) -> None:
+    """The shared memory of the log is gone."""
+    (path / "cache.db-shm").unlink()
+
+
+def no_database(path: Path, _: random.Random) -> None:
+    """A log without its database."""
+    (path / "cache.db").unlink()
+
+
+Damage = Callable[[Path, random.Random], None]
+DAMAGES: list[Damage] = [holes, zeros, half_a_log, half_a_database, no_log, no_index, no_database]
+
+
+def filler(number: int) -> tuple[tuple[str, ...], bytes]:
+    """A record that tells from any other one."""
+    return ("filler", str(number)), f"value {number} ".encode() * 20
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
+async def test_damage_costs_records_and_never_tells_a_wrong_one(
+    records: Records, path: Path, trouble: Trouble, tmp_path: Path, running: bool, damage: Damage
+) -> None:
+    """However often and wherever it strikes: each record is what was written or is not there, and the book goes on."""
+    for number in range(300):
+        await records.set(*filler(number), HOUR)
+    for seed in range(6):
+        place = tmp_path / f"copy{seed}" / "records"
+        shutil.copytree(path, place)  # as a crash leaves it, with its log
+        if running:
+            book = await reopened(place, trouble)
+            await book.set(*filler(0), HOUR)
+            damage(place, random.Random(seed))
+        else:
+            damage(place, random.Random(seed))
+            book = await reopened(place, trouble)
+
+        for number in range(300):
+            key, value = filler(number)
+            assert await book.get(key) in (value, None)
+        for _ in range(3):  # as the upkeep's rounds do
+            await book.volume()
+            await book.mend()
+            await book.set(("other",), b"x", HOUR)
+        assert await book.set(KEY, b"new", HOUR)
+        assert await book.get(KEY) == b"new"
+        assert trouble.reasons == []
+        await book.close()
+
+        after = await reopened(place, trouble)
+        assert await after.get(KEY) in (b"new", None) if running else await after.get(KEY) == b"new"
+        await after.close()
+
+
+async def test_what_was_deleted_while_the_book_was_away_stays_deleted(
+    records: Records, path: Path, trouble: Trouble
+) -> None:
+    """A volume comes back with what was on it: permissions that ended meanwhile do not come back with it."""
+    secret = ("link", "secret")
+    await records.set(secret, b"may", HOUR)
+    await records.set(KEY, b"value", HOUR)
+    os.rename(path, path.parent / "away")  # noqa: PTH104 - tells ruff that a test may block
+    await records.delete(secret)
+    await records.mend()
+    await records.delete(secret)
+    assert await records.get(secret) is None
+
+    shutil.rmtree(path)
+    (path.parent / "away").rename(path)
+    await records.mend()
+
+    assert await records.get(secret) is None
+    assert await records.get(KEY) == b"value"
+    await records.close()
+    again = await reopened(path, trouble)
+    assert await again.get(secret) is None
+    assert await again.get(KEY) == b"value"
+    await again.close()
+
+
+async def test_nothing_is_made_where_the_directory_is_not_ours(path: Path, trouble: Trouble) -> None:
+    """A volume is gone: no book is begun in the empty place, and the old one is taken up when it is back."""
+    here = True
+
+    def check_home() -> None:
+        if not here:
+            raise OSError(errno.ENODEV, "gone")
+
+    records = Records(path, trouble, check_home=check_home)
+    await records.open()
+    await records.set(KEY, b"value", HOUR)
+    here = False
+    os.rename(path, path.parent / "away")  # noqa: PTH104 - tells ruff that a test may block
+
+    await records.mend()
+    assert await records.get(KEY) is None
+    assert not await records.set(("other",), b"x", HOUR)
+    await records.mend()
+    assert os.listdir(path.parent) == ["away"]  # noqa: PTH208 - as above
+    assert trouble.reasons == ["records: lost"]
+
+    (path.parent / "away").rename(path)
+    here = True
+    await records.mend()
+    assert await records.get(KEY) == b"value"
+    assert trouble.reasons == []
+    await records.close()
 
 
 async def test_damage_met_while_serving_is_moved_aside(records: Records, path: Path, trouble: Trouble) -> None:
