@@ -48,10 +48,9 @@ from mirror.routing import Router
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget
 from mirror.store.files import Files
-from mirror.store.lock import DataLock
+from mirror.store.home import Home, mistake
 from mirror.store.records import Records
 from mirror.store.scrub import Scrub
-from mirror.store.threads import Threads
 from mirror.store.trouble import Trouble
 from mirror.store.upkeep import Upkeep
 from mirror.transport import Transport
@@ -94,9 +93,10 @@ class Mirror:
         # What we hold.
         self.trouble = Trouble(self.metrics, time.monotonic)
         self.blobs = BlobStore(storage.path, files or Files(), clock, patience=patience)
-        self.records = Records(storage.path / "records", self.trouble)
+        self._home = Home(storage.path, patience=patience)
+        self.records = Records(storage.path / "records", self.trouble, check_home=self._home.check)
         self.budget = Budget(storage, self.blobs, self.trouble, self.metrics, clock=clock)
-        self.upkeep = Upkeep(storage, self.blobs, self.budget, self.records, self.trouble, self.metrics)
+        self.upkeep = Upkeep(storage, self._home, self.blobs, self.budget, self.records, self.trouble, self.metrics)
         self.scrub = Scrub(storage.scrub_rate, self.blobs, self.records, self.trouble, self.metrics, clock=clock)
         self.cache = Cache(self.records, self.blobs, self.budget, self.trouble, router, clock=clock)
 
@@ -172,17 +172,17 @@ class Mirror:
     # Starting.
 
     async def _open_store(self) -> None:
-        path, threads = self.settings.storage.path, Threads("lock", 1)
-        self._closing.callback(threads.close)
-        lock = await threads.run(DataLock.take, path, unwanted=DataLock.release)
-        self._closing.callback(lock.release)
+        self._closing.callback(self._home.release)
+        await self._home.take()
         self._closing.push_async_callback(self.cache.close)
         self._closing.push_async_callback(self.records.close)
         self._closing.push_async_callback(self._close_blobs)
         try:
             clean = await self.blobs.open()
         except StorageError as error:
-            raise StorageError(f"cannot use {path}: {error.message}") from error
+            if isinstance(error.__cause__, OSError):
+                raise mistake(self.settings.storage.path, error.__cause__) from error
+            raise
         if not clean:
             _log.warning("the last stop was not clean; the youngest blobs are verified before they are served")
         await self.records.open()

@@ -64,6 +64,8 @@ class BlobStore:
         self._shelves = Shelves(root, files, self._unsettled, self._share)
         self._verifying = SingleFlight()
         self._uses: dict[Digest, float] = {}
+        self._spools: set[Path] = set()
+        """Those of this process that are neither blobs nor removed yet."""
         self._opened = False
         self._closing = False
 
@@ -77,6 +79,18 @@ class BlobStore:
         clean = await self._tidying.run(self._open)
         self._opened = True
         return clean
+
+    async def reopen(self) -> None:
+        """As `open`, on a directory that has come back or is a new one; spools under way stay what they are.
+
+        Raises StorageError.
+        """
+        self.leftovers.clear()
+        await self._tidying.run(self._open)
+
+    async def make_directories(self) -> None:
+        """Makes again what somebody removed while we run. Raises StorageError."""
+        await self._tidying.run(self._make_directories)
 
     async def close(self, limit: float = 5.0) -> None:
         """After the last download: a clean stop leaves nothing to be verified. Raises StorageError.
@@ -220,6 +234,7 @@ class BlobStore:
 
     def put_back(self, digest: Digest, leftover: Leftover) -> None:
         """A leftover that was taken and could not be used this time."""
+        self._spools.discard(leftover.path)
         self.leftovers.setdefault(digest, leftover)
 
     async def append(self, spool: Spool, pieces: Sequence[bytes]) -> None:
@@ -238,12 +253,14 @@ class BlobStore:
     async def commit(self, spool: Spool) -> None:
         """Makes the spool the blob: on the disk, then visible under its digest. The caller has verified the hash."""
         await self._writing.run(self._shelves.place, spool, holding=spool.file)
+        self._spools.discard(spool.path)
         if spool.digest in self.leftovers:
             await self.discard_leftover(spool.digest)
 
     async def discard(self, left: Spool | Leftover) -> None:
         """Removes the spool's file; readers that hold it read on."""
         await self._tidying.run(self.files.unlink, left.path)
+        self._spools.discard(left.path)
 
     async def discard_leftover(self, digest: Digest) -> int:
         """Removes a leftover spool; returns the bytes it had."""
@@ -301,14 +318,19 @@ class BlobStore:
             hasher.update(piece)
         return hasher.hexdigest() == digest.hex
 
-    def _open(self) -> bool:
+    def _make_directories(self) -> None:
         for part in ("blobs/sha256", "blobs/sha512", "spool"):
             self.files.mkdir(self.root / part)
+
+    def _open(self) -> bool:
+        self._make_directories()
         unsettled = self._unsettled.load()
         self.files.fsync_directory(self.root)
         for name, size, _ in self.files.scan(self.root / "spool"):
             digest, origin = parse_spool_name(name)
             path = self.root / "spool" / name
+            if path in self._spools:
+                continue
             if digest is None or size < _RESUMABLE or digest in self.leftovers or self._shelves.size(digest):
                 self.files.unlink(path)
             else:
@@ -348,14 +370,17 @@ class BlobStore:
     def _create_spool(self, digest: Digest, host: str) -> Spool:
         path = self.root / "spool" / spool_name(digest, host)
         fd = self.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._spools.add(path)
         return Spool(digest, path, self._share(fd, 0))
 
     def _take_over(self, digest: Digest, path: Path) -> Spool:
         fd = self.files.open(path, os.O_RDWR)
         try:
             spool = Spool(digest, path, self._share(fd, 0))
+            self._spools.add(path)
             spool.take_over()
         except BaseException:
+            self._spools.discard(path)
             self.files.close(fd)
             self.files.unlink(path)
             raise
@@ -367,6 +392,7 @@ class BlobStore:
 
     def _throw_away(self, spool: Spool) -> None:
         spool.file.release()
+        self._spools.discard(spool.path)
         self._tidying.submit(self.files.unlink, spool.path)
 
     def _probe(self) -> None:

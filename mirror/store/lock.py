@@ -18,15 +18,12 @@ class DataLock:
 
     @classmethod
     def take(cls, root: Path) -> DataLock:
-        """Makes the directory where there is none, and locks it. Blocks.
+        """Locks a directory that is there. Blocks.
 
-        Raises StorageError where it cannot be used, or naming the process that uses it.
+        Raises StorageError naming the process that uses it, and OSError where it cannot be used.
         """
-        try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StorageError(f"cannot use {root} as data directory: {error.strerror or error}") from error
+        path = root / "lock"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -34,9 +31,19 @@ class DataLock:
             os.close(fd)
             if isinstance(error, BlockingIOError):
                 raise StorageError(f"{root} is in use by {holder}") from None
-            raise StorageError(f"cannot lock {root}: {error.strerror or error}") from error
+            raise OSError(error.errno, error.strerror, str(path)) from error
         _sign(fd)
         return cls(fd)
+
+    def is_of(self, root: Path) -> bool:
+        """Whether `<root>/lock` is still the file that we hold. Raises OSError where that cannot be told. Blocks."""
+        if self._fd is None:
+            return False
+        try:
+            there = (root / "lock").stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return os.path.samestat(there, os.fstat(self._fd))
 
     def release(self) -> None:
         """Lets the next process in. Idempotent."""

@@ -76,6 +76,7 @@ class Shelves:
         try:
             self._files.stat(path.parent)
         except FileNotFoundError:
+            self._files.stat(path.parent.parent)  # where this is missing too, the volume is gone
             self._files.mkdir(path.parent)
             self._files.fsync_directory(path.parent.parent)
         self._files.fsync(spool.file.fd)

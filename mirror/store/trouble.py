@@ -11,6 +11,9 @@ import structlog
 from mirror.metrics import Metrics
 from mirror.oci.errors import StorageError
 
+LOST = "lost"
+"""The reason of a volume that is gone."""
+
 _BACKOFF_SECONDS = 5.0
 _ERRNO = {
     errno.ENOSPC: "full",
@@ -22,6 +25,13 @@ _ERRNO = {
     errno.EMFILE: "descriptors",
     errno.ENFILE: "descriptors",
     errno.ETIMEDOUT: "slow",
+    errno.EBUSY: "locked",
+    # A volume that is gone: its directory is missing, is another one, or belongs to a device that is away.
+    errno.ENOENT: LOST,
+    errno.ENOTDIR: LOST,
+    errno.ENODEV: LOST,
+    errno.ENXIO: LOST,
+    errno.ESTALE: LOST,
 }
 _SQLITE = {
     sqlite3.SQLITE_FULL: "full",

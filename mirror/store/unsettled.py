@@ -94,7 +94,7 @@ class Unsettled:
 
     def _empty(self) -> None:
         """In place, which needs no room on a full disk."""
-        fd = self._files.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        fd = self._files.open(self._path, os.O_WRONLY | os.O_TRUNC)  # made at the start: else the volume is gone
         try:
             self._files.fsync(fd)
         finally:

@@ -12,8 +12,9 @@ from mirror.metrics import Metrics
 from mirror.oci.errors import StorageError
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget
+from mirror.store.home import Home
 from mirror.store.records import Records
-from mirror.store.trouble import Trouble
+from mirror.store.trouble import LOST, Trouble
 
 _USED = ("used",)
 _FOREVER = 100 * 365 * 86400.0
@@ -33,9 +34,17 @@ class Upkeep:
     """Runs the chores until it is cancelled; `finish` does the last of them at a clean stop."""
 
     def __init__(
-        self, storage: Storage, blobs: BlobStore, budget: Budget, records: Records, trouble: Trouble, metrics: Metrics
+        self,
+        storage: Storage,
+        home: Home,
+        blobs: BlobStore,
+        budget: Budget,
+        records: Records,
+        trouble: Trouble,
+        metrics: Metrics,
     ) -> None:
         self._storage = storage
+        self._home = home
         self._blobs = blobs
         self._budget = budget
         self._records = records
@@ -59,7 +68,12 @@ class Upkeep:
             await asyncio.sleep(_ROUND_SECONDS)
 
     async def round(self) -> None:
-        """Every chore that is due. One that fails keeps no other from being done, and is done again next time."""
+        """Every chore that is due. One that fails keeps no other from being done, and is done again next time.
+
+        Nothing is done while the data directory is gone: what stands in its place is not ours.
+        """
+        if not await self._do(self._find_home):
+            return
         healthy = True
         for chore in (self._count, self._flush_uses, self._tend_records, self._sweep, self._write_used):
             healthy = await self._do(chore) and healthy
@@ -86,6 +100,19 @@ class Upkeep:
             _log.exception("upkeep failed; the next round goes on")
             return False
         return True
+
+    async def _find_home(self) -> None:
+        """Takes the data directory up again where a volume came back, as it was or as another one. Raises StorageError.
+
+        While it is gone nothing is to be counted; what was counted all the same was not there.
+        """
+        if await self._home.find():
+            await self._blobs.reopen()
+            self._next_count = self._rounds
+            _log.warning("another data directory than before; it is used as it is", path=str(self._storage.path))
+        elif self._trouble.met_by("blobs") == LOST:
+            await self._blobs.make_directories()
+            self._next_count = self._rounds
 
     async def _count(self) -> None:
         if self._rounds >= self._next_count:
@@ -118,7 +145,7 @@ class Upkeep:
         while await self._records.drop_expired():
             pass
         limit = max(_RECORDS_FLOOR, int(self._storage.max_size * _RECORDS_SHARE))
-        while (volume := await self._records.volume()) > limit and await self._records.drop_some():
+        while (volume := await self._records.volume()) > limit + self._records.kept and await self._records.drop_some():
             pass
         self._budget.records = volume
         self._metrics.cache_objects.labels(kind="record").set(await self._records.count())

@@ -277,7 +277,7 @@ async def test_a_mirror_that_cannot_start_says_why_in_one_line(served: Serve, tm
 
 def threads() -> list[str]:
     """Those of a mirror that still run."""
-    names = ("disk-", "hash", "records-", "send", "lock")
+    names = ("disk-", "hash", "records-", "send", "home")
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(names)]
 
 

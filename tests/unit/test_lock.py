@@ -13,15 +13,15 @@ from mirror.store.lock import DataLock
 
 def test_the_second_is_told_who_the_first_is(tmp_path: Path) -> None:
     """By its process id; when the first has gone the next one gets in, however the file looks."""
-    first = DataLock.take(tmp_path / "new" / "data")
+    first = DataLock.take(tmp_path)
     with pytest.raises(StorageError, match=f"in use by process {os.getpid()} on "):
-        DataLock.take(tmp_path / "new" / "data")
+        DataLock.take(tmp_path)
 
     first.release()
     first.release()
-    (tmp_path / "new" / "data" / "lock").write_bytes(b"\xff" * 5000)
+    (tmp_path / "lock").write_bytes(b"\xff" * 5000)
 
-    DataLock.take(tmp_path / "new" / "data").release()
+    DataLock.take(tmp_path).release()
 
 
 def test_a_holder_without_a_name_holds_all_the_same(tmp_path: Path) -> None:
@@ -34,16 +34,18 @@ def test_a_holder_without_a_name_holds_all_the_same(tmp_path: Path) -> None:
     first.release()
 
 
-def test_the_directory_is_for_us_alone(tmp_path: Path) -> None:
-    """Whoever else is on the machine, private images are not for him."""
-    DataLock.take(tmp_path / "data").release()
+def test_a_lock_knows_its_directory(tmp_path: Path) -> None:
+    """Under whatever name; not one that was made in its place."""
+    (tmp_path / "data").mkdir()
+    lock = DataLock.take(tmp_path / "data")
+    assert lock.is_of(tmp_path / "data")
 
-    assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+    (tmp_path / "data").rename(tmp_path / "away")
+    assert not lock.is_of(tmp_path / "data")
+    assert lock.is_of(tmp_path / "away")
 
-
-def test_what_is_no_directory_is_named(tmp_path: Path) -> None:
-    """One sentence for the operator."""
-    (tmp_path / "file").write_text("")
-
-    with pytest.raises(StorageError, match=f"cannot use {tmp_path / 'file'} as data directory: "):
-        DataLock.take(tmp_path / "file")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "lock").touch()
+    assert not lock.is_of(tmp_path / "data")
+    lock.release()
+    assert not lock.is_of(tmp_path / "away")

@@ -17,6 +17,7 @@ from mirror.oci.digest import Digest
 from mirror.store import upkeep as module
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget
+from mirror.store.home import Home
 from mirror.store.records import Records
 from mirror.store.trouble import Trouble
 from mirror.store.upkeep import Upkeep
@@ -42,9 +43,11 @@ class House:
         self.blobs = BlobStore(path, self.disk, lambda: self.now)
         self.records = Records(path / "records", self.trouble)
         self.budget = Budget(settings, self.blobs, self.trouble, self.metrics, clock=lambda: self.now)
-        self.upkeep = Upkeep(settings, self.blobs, self.budget, self.records, self.trouble, self.metrics)
+        self.home = Home(path)
+        self.upkeep = Upkeep(settings, self.home, self.blobs, self.budget, self.records, self.trouble, self.metrics)
 
     async def open(self) -> House:
+        await self.home.take()
         await self.blobs.open()
         await self.records.open()
         await self.upkeep.begin()
@@ -55,6 +58,7 @@ class House:
         await self.budget.close()
         await self.records.close()
         await self.blobs.close()
+        self.home.release()
 
     async def put(self, *sizes: int) -> list[Digest]:
         digests = []
