@@ -186,7 +186,7 @@ class Mirror:
         if not clean:
             _log.warning("the last stop was not clean; the youngest blobs are verified before they are served")
         await self.records.open()
-        await self.upkeep.begin()
+        await self.upkeep.begin(clean=clean)
 
     def _begin_work(self) -> None:
         chores = (self.upkeep, self.scrub)
@@ -275,7 +275,7 @@ class Mirror:
             await asyncio.gather(*waits, return_exceptions=True)
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, *, files: Files | None = None) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code. Raises StorageError and OSError where it cannot start."""
     _keep_freed_memory()
     metrics = Metrics()
@@ -284,11 +284,11 @@ def serve(settings: Settings) -> int:
     wanted, most = settings.max_connections, places(settings.max_connections)
     if most < wanted:
         _log.warning("the limit on open files allows fewer connections", max_connections=wanted, connections=most)
-    return asyncio.run(_serve(settings, metrics))
+    return asyncio.run(_serve(Mirror(settings, metrics=metrics, files=files)))
 
 
-async def _serve(settings: Settings, metrics: Metrics) -> int:
-    mirror, stopping = Mirror(settings, metrics=metrics), asyncio.Event()
+async def _serve(mirror: Mirror) -> int:
+    settings, stopping = mirror.settings, asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
     # A second Ctrl-C means now. A second SIGTERM does not: it may be the same one, sent to us and to our group.

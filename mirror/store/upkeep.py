@@ -27,6 +27,8 @@ _RETRY_ROUNDS = 12
 _RECORDS_SHARE = 0.10
 _RECORDS_FLOOR = 2 << 20
 """Bytes that an empty database with its log may take; dropping records would not make it smaller."""
+_RECORDS_AHEAD = 0.05
+"""Of `max_size`, and at most `_RECORDS_FLOOR`: what records and log may grow by before they are measured again."""
 _log = structlog.get_logger()
 
 
@@ -54,11 +56,14 @@ class Upkeep:
         self._rounds = 0
         self._next_count = 0
 
-    async def begin(self) -> None:
-        """Takes up what the last process wrote down, so that fills need not wait for the first count."""
+    async def begin(self, *, clean: bool) -> None:
+        """Takes up what the last process wrote down, so that fills need not wait for the first count.
+
+        Not after a stop that was not `clean`: more may have come since than was written down.
+        """
         written = await self._records.get(_USED)
-        self._budget.records = await self._records.volume()
-        if written is not None and written.isdigit():
+        self._budget.records = self._ahead(await self._records.volume())
+        if clean and written is not None and written.isdigit():
             self._budget.believe(int(written))
 
     async def run(self) -> None:
@@ -147,6 +152,10 @@ class Upkeep:
         limit = max(_RECORDS_FLOOR, int(self._storage.max_size * _RECORDS_SHARE))
         while (volume := await self._records.volume()) > limit + self._records.kept and await self._records.drop_some():
             pass
-        self._budget.records = volume
+        self._budget.records = self._ahead(volume)
         self._metrics.cache_objects.labels(kind="record").set(await self._records.count())
         self._budget.show()
+
+    def _ahead(self, volume: int) -> int:
+        """What to count for records that take `volume` bytes now: a promise has to hold between two looks, too."""
+        return volume + min(_RECORDS_FLOOR, int(self._storage.max_size * _RECORDS_AHEAD))

@@ -133,7 +133,7 @@ async def test_every_room_is_returned(start_mirror: StartMirror, upstream: FakeR
 async def test_an_image_ages_as_a_whole(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
     """Serving a manifest is a use of all that it names: the image that is pulled keeps its layers."""
     clock = Clock()
-    mirror = await start_mirror(clock=clock, storage={"max_size": 10 * MIB, "low_watermark": 0.9})
+    mirror = await start_mirror(clock=clock, storage={"max_size": 10 * MIB + 512 * KIB, "low_watermark": 0.9})
     old = upstream.add_image("library/demo", "old", layers=[MIB, MIB, MIB])
     new = upstream.add_image("library/demo", "new", layers=[MIB, MIB, MIB])
     for image in (old, new):

@@ -263,6 +263,28 @@ async def test_a_total_from_before_the_crash_is_corrected(
             assert after.metric("mirror_evictions_total") == 0
 
 
+async def test_the_budget_holds_right_after_a_crash(
+    start_mirror: StartMirror, upstream: FakeRegistry, crash: Crash
+) -> None:
+    """What came since the total was last written counts: a fill waits for the scan, and without it passes through."""
+    mirror = await start_mirror(storage={"max_size": 10 * MIB})
+    await mirror.app.upkeep.round()
+    held = [upstream.put_blob("library/demo", 4 * MIB + number) for number in range(2)]
+    for blob in held:
+        await mirror.blob("demo", blob.digest)
+        await mirror.quiet()
+    top, disk = crash(mirror), FaultyFiles()
+    trap = disk.hold("scan", path="blobs")
+
+    after = await start_mirror(path=top, files=disk, storage={"max_size": 10 * MIB}, timeouts=PATIENT)
+    blob = upstream.put_blob("library/demo", 3 * MIB)
+    assert (await after.blob("demo", blob.digest)).body == blob.content
+    await after.quiet()
+
+    assert bytes_in(top) < 10 * MIB
+    trap.release()
+
+
 async def test_a_journal_that_cannot_be_read_stops_the_start(
     start_mirror: StartMirror, upstream: FakeRegistry, image: Image
 ) -> None:
