@@ -27,7 +27,7 @@ ACCEPTED := CVE-2025-69872
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve demo bench test fuzz e2e-programs check lint types floors format docs requirements audit clean
+.PHONY: help serve demo bench test fuzz crash-all e2e-programs check lint types floors format docs requirements audit clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ test: $(DEV) ## set up what is missing and run the tests (ARGS="-m e2e -x" goes 
 
 fuzz: $(DEV) ## try 20,000 odd requests, other ones each time (EXAMPLES=100000 for more)
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/behaviour/test_fuzz.py
+
+crash-all: $(DEV) ## 200 kills and 300 power losses, other ones each time (minutes), and what they cost
+	CRASH_KILLS=$(or $(KILLS),200) CRASH_CUTS=$(or $(CUTS),300) $(BIN)/python -m pytest -s tests/crash
 
 e2e-programs: | $(BIN)/python ## make the programs for end-to-end tests that Debian lacks (needs Go; minutes, once)
 	$(BIN)/python -m tests.e2e.build_programs

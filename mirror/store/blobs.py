@@ -33,6 +33,8 @@ _HASH_THREADS = min(8, os.cpu_count() or 1)
 _RESUMABLE = 1 << 20
 """Bytes; a shorter leftover spool costs less to fetch again than to keep."""
 _MOST_USES = 200_000
+_MOST_SUSPECTS = 10_000
+"""That may have no blob; looking for more of them is worth the wait at the start."""
 _PROBE_BYTES = 4096
 _log = structlog.get_logger()
 
@@ -325,7 +327,13 @@ class BlobStore:
     def _open(self) -> bool:
         self._make_directories()
         unsettled = self._unsettled.load()
-        self.files.fsync_directory(self.root)
+        if unsettled > _MOST_SUSPECTS:
+            # Of many crashes in a row. Who was evicted before the last one would be suspected for ever.
+            for suspect in self._unsettled.suspects:
+                if not self._shelves.size(suspect):
+                    self._unsettled.settle(suspect)
+        for made in (self.root / "blobs", self.root):
+            self.files.fsync_directory(made)
         for name, size, _ in self.files.scan(self.root / "spool"):
             digest, origin = parse_spool_name(name)
             path = self.root / "spool" / name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from mirror.oci.digest import Digest
@@ -19,8 +19,9 @@ class Unsettled:
     """Digests, one a line, each on the disk before its blob becomes visible. All methods block and may be called from
     several threads.
 
-    A file's time cannot tell which blobs are young: a use makes an old one newer. Beyond `_COMPACT_AT` commits the
-    journal keeps the newest `_KEEP`: the older ones have been synced to the disk long since.
+    A file's time cannot tell which blobs are young: a use makes an old one newer. Beyond `_COMPACT_AT` lines that are
+    not of suspects the journal keeps the newest `_KEEP`: the older ones have been synced to the disk long since, or
+    verified.
     """
 
     def __init__(self, path: Path, files: Files) -> None:
@@ -28,6 +29,7 @@ class Unsettled:
         self._files = files
         self._lock = threading.Lock()
         self._suspects: dict[Digest, None] = {}
+        self._lines = 0
         self._recent: list[Digest] = []
 
     def load(self) -> int:
@@ -37,7 +39,9 @@ class Unsettled:
             text = self._files.read(fd, max(1, self._files.size(fd)), 0).decode("ascii", "replace")
         finally:
             self._files.close(fd)
-        self._suspects = dict.fromkeys(_digests(text.splitlines()))
+        lines = text.splitlines()
+        self._suspects = dict.fromkeys(_digests(lines))
+        self._lines = len(lines)
         return len(self._suspects)
 
     def __contains__(self, digest: Digest) -> bool:
@@ -59,7 +63,8 @@ class Unsettled:
         """Notes a blob that is about to become visible; on the disk when this returns. Raises OSError."""
         with self._lock:
             self._recent.append(digest)
-            if len(self._recent) > _COMPACT_AT:
+            # In the file, not in memory: else each crash would leave its lines to the next.
+            if self._lines - len(self._suspects) >= _COMPACT_AT:
                 self._recent = self._recent[-_KEEP:]
                 self._rewrite([*self._suspects, *self._recent])
             else:
@@ -81,8 +86,9 @@ class Unsettled:
             self._write(fd, f"\n{digest}".encode(), self._files.size(fd))
         finally:
             self._files.close(fd)
+        self._lines += 1
 
-    def _rewrite(self, digests: Iterable[Digest]) -> None:
+    def _rewrite(self, digests: Collection[Digest]) -> None:
         beside = self._path.with_suffix(".new")
         fd = self._files.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
@@ -91,6 +97,7 @@ class Unsettled:
             self._files.close(fd)
         self._files.rename(beside, self._path)
         self._files.fsync_directory(self._path.parent)
+        self._lines = len(digests)
 
     def _empty(self) -> None:
         """In place, which needs no room on a full disk."""
@@ -99,6 +106,7 @@ class Unsettled:
             self._files.fsync(fd)
         finally:
             self._files.close(fd)
+        self._lines = 0
 
     def _write(self, fd: int, data: bytes, offset: int) -> None:
         done = 0

@@ -689,6 +689,21 @@ async def test_an_evicted_suspect_is_no_suspect(store: BlobStore, disk: FaultyFi
     assert (successor.root / "unsettled").read_bytes() == b""
 
 
+async def test_suspects_of_many_crashes_are_no_more_than_there_are_blobs(
+    store: BlobStore, disk: FaultyFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was evicted before the last crash is not suspected for ever."""
+    monkeypatch.setattr("mirror.store.blobs._MOST_SUSPECTS", 3)
+    digests = [await put(store, content(number)) for number in range(5)]
+    for digest in digests[:4]:
+        await store.remove(digest)
+
+    successor = await after_a_crash(store, disk, tmp_path)
+
+    assert successor.suspects == (digests[4],)
+    await successor.close()
+
+
 async def test_closing_does_not_wait_for_a_long_verification(
     store: BlobStore, disk: FaultyFiles, tmp_path: Path
 ) -> None:

@@ -171,6 +171,22 @@ def test_many_suspects_do_not_make_every_commit_rewrite_it(
     assert suspects(tmp_path) == {*DIGESTS[:100], *DIGESTS[116:121]}
 
 
+def test_crashes_in_a_row_do_not_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was verified after one of them is not left to the next."""
+    monkeypatch.setattr(unsettled, "_COMPACT_AT", 20)
+    monkeypatch.setattr(unsettled, "_KEEP", 5)
+    for start in range(0, 200, 10):
+        journal = reloaded(tmp_path)
+        for digest in journal.suspects:
+            journal.settle(digest)
+        for digest in DIGESTS[start : start + 10]:
+            journal.add(digest)
+
+        assert len((tmp_path / "unsettled").read_text().split()) <= 30
+
+    assert set(DIGESTS[-5:]) <= suspects(tmp_path) <= set(DIGESTS[-30:])
+
+
 def test_threads_may_add_at_once(journal: Unsettled, tmp_path: Path) -> None:
     """No line is lost or torn by another."""
 
