@@ -1,10 +1,11 @@
-"""The command line: `mirror serve`, `mirror check-config`. Exit codes: 0 ok, 1 failed, 2 bad usage or configuration."""
+"""The command line: `mirror serve`, `check-config`, `verify`. Exit codes: 0 ok, 1 failed, 2 bad usage or settings."""
 
 import click
 
 from mirror import __version__
 from mirror.cli.config import check_config
 from mirror.cli.serve import serve
+from mirror.cli.verify import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -14,6 +15,7 @@ def main() -> None:
 
 
 main.add_command(serve)
+main.add_command(verify)
 main.add_command(check_config)
 
 __all__ = ["main"]

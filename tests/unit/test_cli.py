@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,10 @@ from click.testing import CliRunner, Result
 import mirror
 from mirror.cli import main
 from mirror.config import Settings
+from mirror.oci.digest import Digest
 from mirror.oci.errors import StorageError
+from tests.faulty import FaultyFiles
+from tests.storing import path_of
 
 Serve = Callable[[Settings], int]
 
@@ -75,7 +79,7 @@ def test_check_config_counts_the_environment_in(tmp_path: Path, monkeypatch: pyt
     assert yaml.safe_load(run("check-config", str(file)).stdout)["tag_ttl"] == "20m"
 
 
-@pytest.mark.parametrize("command", [["check-config"], ["serve", "--config"]])
+@pytest.mark.parametrize("command", [["check-config"], ["serve", "--config"], ["verify", "--config"]])
 def test_mistakes_are_one_line_each_on_standard_error(tmp_path: Path, command: list[str]) -> None:
     """A configuration that cannot be used exits with 2, names all mistakes and shows no traceback."""
     file = tmp_path / "mirror.yaml"
@@ -88,7 +92,18 @@ def test_mistakes_are_one_line_each_on_standard_error(tmp_path: Path, command: l
     assert all(line.startswith(f"mirror: {file}:") for line in lines)
 
 
-@pytest.mark.parametrize("arguments", [["serve", "--nope"], ["check-config"], ["nope"], ["serve", "extra"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "--nope"],
+        ["check-config"],
+        ["nope"],
+        ["serve", "extra"],
+        ["verify", "extra"],
+        ["verify", "--jobs", "0"],
+        [],
+    ],
+)
 def test_bad_usage_exits_with_2(arguments: list[str]) -> None:
     """Unknown commands and options are told apart from failures."""
     result = run(*arguments)
@@ -124,3 +139,68 @@ def test_a_failure_that_an_operator_can_mend_is_one_line(error: Exception, set_s
     result = run("serve")
 
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"mirror: {error}\n")
+
+
+def blob(top: Path, data: bytes, found: bytes | None = None) -> Digest:
+    """Puts a blob into a data directory, with `found` in place of its bytes."""
+    digest = Digest.of(data)
+    path = path_of(top, digest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if found is None else found)
+    return digest
+
+
+def test_verify_says_that_all_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line with figures, exit code 0, and how far it is beside it."""
+    monkeypatch.setenv("MIRROR_STORAGE__PATH", str(tmp_path))
+    for number in range(3):
+        blob(tmp_path, bytes([number]) * 1000)
+
+    result = run("verify", "--jobs", "2")
+
+    assert (result.exit_code, result.stdout) == (0, "3 blobs, 3,000 bytes: all right\n")
+    assert result.stderr.startswith("verifying 3 blobs, 3,000 bytes\n")
+    assert result.stderr.endswith("100% verified\n")
+
+
+def test_verify_tells_what_was_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line for each blob, exit code 1, the blob is gone; a second look finds nothing."""
+    monkeypatch.setenv("MIRROR_STORAGE__PATH", str(tmp_path))
+    blob(tmp_path, b"right")
+    wrong = blob(tmp_path, b"wrong", b"wrung")
+    stranger = path_of(tmp_path, wrong).with_name("notes")
+    stranger.write_text("keep")
+
+    result = run("verify")
+
+    assert result.exit_code == 1
+    assert result.stdout == f"{wrong} 5 bytes: wrong bytes, removed\n2 blobs, 10 bytes: 1 not right\n"
+    assert f"{stranger} 4 bytes: not a blob, left alone\n" in result.stderr
+    assert not path_of(tmp_path, wrong).exists()
+    assert run("verify").exit_code == 0
+
+
+def test_verify_needs_something_to_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong path must not look like a sound cache: exit code 2. An empty cache is sound."""
+    monkeypatch.setenv("MIRROR_STORAGE__PATH", str(tmp_path))
+    result = run("verify")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"mirror: there is nothing to verify: {tmp_path} has no blobs; is storage.path right?\n"
+
+    (tmp_path / "blobs").mkdir()
+    assert run("verify").exit_code == 0
+
+
+def test_verify_may_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user other than the server's: one line, exit code 1."""
+    monkeypatch.setenv("MIRROR_STORAGE__PATH", str(tmp_path))
+    blob(tmp_path, b"right")
+    disk = FaultyFiles()
+    disk.fail(errno.EACCES, "open")
+    monkeypatch.setattr("mirror.store.verification.Files", lambda: disk)
+
+    result = run("verify")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"mirror: cannot read {tmp_path / 'blobs'}: Permission denied\n"
