@@ -162,7 +162,8 @@ def configure(
     )
     root = logging.getLogger()
     root.handlers[:] = [*_foreign(root.handlers), _Bridge(processors)]
-    root.setLevel(level.upper())
+    # What libraries say for debugging quotes what they are given: keys, URLs, headers.
+    root.setLevel(max(logging.INFO, logging.getLevelNamesMapping()[level.upper()]))
     logging.captureWarnings(capture=True)
 
 

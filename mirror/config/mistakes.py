@@ -74,6 +74,8 @@ def _statement(details: ErrorDetails) -> str:
         return (
             f"{dotted(path)} is {'a list' if isinstance(value, list) else 'a single value'}; expected a mapping of keys"
         )
+    if path[-1] == "username" and isinstance(value, str):
+        value = re.sub(r":.*", ":***", value, flags=re.DOTALL)  # user:password, as curl takes it
     what = "******" if SECRET_KEYS.intersection(map(str, path)) else shown(value)
     return f"{dotted(path)} is {what}; expected {_expected(details)}"
 

@@ -22,7 +22,7 @@ class RequestTarget:
     """
 
     path: str
-    """All of it, as messages show it."""
+    """All of it, as messages show it: without a user's name and password."""
     before: str
     """What stands before `/v2`: empty, or begins with a slash. All of the path where `api` is None."""
     api: str | None
@@ -75,8 +75,9 @@ def _split_authority(raw: str) -> tuple[str | None, str]:
     if raw.startswith("/"):
         return None, raw
     match = _ABSOLUTE.fullmatch(raw)
-    if match is None:
-        return None, raw  # `*`, or the host:port of a CONNECT
+    if match is None:  # `*`, or the host:port of a CONNECT
+        first, slash, rest = raw.partition("/")
+        return None, first.rpartition("@")[2] + slash + rest
     return match[1].rpartition("@")[2], match[2]
 
 

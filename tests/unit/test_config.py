@@ -234,7 +234,7 @@ def test_unknown_variables_are_mistakes_whose_value_stays_unseen(name: str, hint
         ("upstreams: {a.b: {token_hosts: [x/y]}}", 'upstreams."a.b".token_hosts."0" is \'x/y\'; expected a registry'),
         ("upstreams: {a.b: {tag_ttls: {v*: 5}}}", 'upstreams."a.b".tag_ttls.v* is 5; expected a duration'),
         ("upstreams: {a.b: {username: 12}}", 'upstreams."a.b".username is 12; expected text; put quotes around it'),
-        ("upstreams: {a.b: {username: a:b}}", "upstreams.\"a.b\".username is 'a:b'; expected a user name, not empty"),
+        ("upstreams: {a.b: {username: a:b}}", "upstreams.\"a.b\".username is 'a:***'; expected a user name, not empty"),
         ("upstreams: {a.b: {url: ftp://x}}", "upstreams.\"a.b\".url is 'ftp://x'; expected an http:// or https:// URL"),
         ("upstreams: {a.b: {url: https://}}", "url is 'https://'; expected an http:// or https:// URL"),
         ("upstreams: {a.b: {url: 'https://x:port'}}", "url is 'https://x:port'; expected an http:// or https:// URL"),

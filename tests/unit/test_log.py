@@ -119,6 +119,17 @@ def test_lines_below_the_level_are_left_out() -> None:
     assert [line["event"] for line in lines_of(stream)] == ["yes", "yes"]
 
 
+def test_libraries_do_not_debug_into_our_lines() -> None:
+    """At level debug they would quote keys, URLs and headers; what they say at higher levels stays."""
+    stream = io.StringIO()
+    log.configure("debug", stream)
+    logging.getLogger("aiocache.base").debug("GET %s", "planted")
+    logging.getLogger("aiocache.base").info("yes")
+    structlog.get_logger().debug("ours")
+
+    assert [line["event"] for line in lines_of(stream)] == ["yes", "ours"]
+
+
 def test_warnings_are_log_lines() -> None:
     """A deprecation in a library does not break the stream of JSON lines."""
     stream = io.StringIO()

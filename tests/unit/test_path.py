@@ -127,6 +127,21 @@ def test_namespaces_are_read_in_order(query: str, namespaces: tuple[str, ...]) -
 
 
 @pytest.mark.parametrize(
+    ("raw", "path"),
+    [
+        ("user:word@mirror:443", "mirror:443"),
+        ("user:word@mirror/v2/", "mirror/v2/"),
+        ("http://user:word@mirror/v2/a", "/v2/a"),
+        ("http://user:word@[::1/v2/a", "/v2/a"),
+        ("*", "*"),
+    ],
+)
+def test_a_password_in_a_target_is_not_part_of_its_path(raw: str, path: str) -> None:
+    """The path is shown in messages and lines."""
+    assert read_target(raw).path == path
+
+
+@pytest.mark.parametrize(
     ("raw", "authority"),
     [
         ("/v2/", None),
