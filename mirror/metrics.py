@@ -61,6 +61,11 @@ class Metrics:
         self.upstream_up = self._gauge(
             "upstream_up", "1 if the last request to the upstream was answered, 0 if not.", ("upstream",)
         )
+        self.upstream_breaker_open = self._gauge(
+            "upstream_breaker_open",
+            "Hosts of the upstream, those it leads to included, that do not answer and are asked once a second only.",
+            ("upstream",),
+        )
         self.upstream_quota_remaining = self._gauge(
             "upstream_quota_remaining", "Requests left in the upstream's rate limit, as it last said.", ("upstream",)
         )

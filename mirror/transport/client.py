@@ -10,7 +10,6 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NoReturn
 from urllib.parse import quote
 
 from aiohttp.abc import AbstractResolver
@@ -20,12 +19,13 @@ from yarl import URL
 from mirror.config import Timeouts
 from mirror.memory import Memory
 from mirror.metrics import Metrics
-from mirror.oci.errors import UpstreamThrottled, UpstreamTimeout, UpstreamUnavailable
+from mirror.oci.errors import UpstreamTimeout, UpstreamUnavailable
 from mirror.transport import addresses
 from mirror.transport.addresses import literal_of
+from mirror.transport.breakers import Effort
 from mirror.transport.deadline import Deadline
 from mirror.transport.failures import CAUGHT, RETRIED, RedirectExpired, translate
-from mirror.transport.pauses import Pauses, parse_retry_after
+from mirror.transport.gate import Gate
 from mirror.transport.request import Destination, Request, host_of
 from mirror.transport.response import Response
 from mirror.transport.sessions import Sessions
@@ -34,8 +34,6 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _REDIRECT_TRIES = 2
 _PRIVACY_TTL = 60.0
-_FOR_NOW = (408, 429)
-_FOR_GOOD = (501, 505)
 _UNSENDABLE = re.compile(r"[^\x21-\x7e]")
 
 
@@ -60,58 +58,59 @@ class Transport:
         self._is_global = is_global or addresses.is_global
         self._sessions = Sessions(timeouts, resolver, self._is_global)
         self._private = Memory(max_keys=1024)
-        self._clock = clock
-        # Every wait of ours that no upstream asked for is measured in `try`, so that tests can shrink them together.
-        self._pauses = Pauses(bare=0.4 * timeouts.try_)
-        self._things = Pauses(bare=0.4 * timeouts.try_)
-        """The same for one thing at a host: a mirror's trouble with it says nothing of what else the mirror has."""
+        self._gate = Gate(timeouts, metrics, clock)
         self._backoff = 0.05 * timeouts.try_
 
     async def send(self, request: Request, deadline: Deadline) -> Response:
         """The answer to `request`: any status but 408, 429 and 5xx (501 and 505 are answers, too).
 
         Connect errors, resets, timeouts, those statuses and broken bodies that are read whole are tried again with
-        full-jitter backoff; pauses that the host asked for are waited out. Raises UpstreamUnavailable and its children:
-        reason timeout, throttled, unreachable, dns, tls, reset, stall, slow, size, status, protocol, redirect, stopped.
+        full-jitter backoff; pauses that the host asked for are waited out. Of a host that is known not to answer, who
+        comes then hears so at once. Raises UpstreamUnavailable and its children: reason timeout, throttled,
+        unreachable, dns, tls, reset, stall, slow, size, status, protocol, redirect, breaker, stopped.
         """
-        tried = 0
+        tried, effort = 0, Effort()
         if deadline.expired:
             raise UpstreamTimeout(f"{request.asked}: no time left to ask")
         while True:
             try:
-                return await self._attempt(request, deadline)
+                return await self._attempt(request, effort, deadline)
             except UpstreamUnavailable as error:
                 tried += 1
                 delay = random.uniform(0, self._backoff * 2**tried)  # noqa: S311 (not a secret)
-                if not _again(error, tried, request, deadline) or delay >= deadline.remaining():
+                if effort.over or not _again(error, tried, request, deadline) or delay >= deadline.remaining():
                     raise
                 self._observe.retried(request, error.reason)
             await asyncio.sleep(delay)
 
     def check_pause(self, url: URL, deadline: Deadline) -> None:
         """Raises UpstreamThrottled, or UpstreamUnavailable after a 503, where the host's pause outlasts `deadline`."""
-        self._pauses.check(host_of(url), deadline)
+        self._gate.check_pause(url, deadline)
+
+    def is_silent(self, url: URL) -> bool:
+        """Whether the host is known not to answer."""
+        return self._gate.is_silent(url)
 
     async def close(self) -> None:
         """Closes every connection."""
         await self._sessions.close()
         await self._private.close()
 
-    async def _attempt(self, request: Request, deadline: Deadline) -> Response:
+    async def _attempt(self, request: Request, effort: Effort, deadline: Deadline) -> Response:
         hop = _Hop(request.url, request.authorization, request.led_by)
         for _ in range(_MOST_REDIRECTS + 1):
-            response = await self._ask(request, hop, deadline)
+            response = await self._ask(request, hop, effort, deadline)
             if response.status not in REDIRECTS or not request.follow:
                 return await self._finish(request, response, deadline)
             hop = hop.redirected_to(_target(request, response))
         raise UpstreamUnavailable(f"{request.asked}: more than {_MOST_REDIRECTS} redirects", reason="redirect")
 
-    async def _ask(self, request: Request, hop: _Hop, deadline: Deadline) -> Response:
+    async def _ask(self, request: Request, hop: _Hop, effort: Effort, deadline: Deadline) -> Response:
         """One answer from one address; any body that is not wanted has been read."""
-        await self._pauses.wait(host_of(hop.url), deadline)
-        await self._things.wait(_thing(hop.url), deadline)
-        session = self._sessions.get(guarded=await self._guarded(request.destination, hop))
+        guarded = await self._guarded(request.destination, hop)
         tls = await self._tls(request.destination)
+        passage = await self._gate.enter(hop.url, request.destination.name.entry, effort, deadline)
+        session = self._sessions.get(guarded=guarded)
         asked = f"{request.asked}, redirected to {host_of(hop.url)}" if hop.redirected else request.asked
         headers = dict(request.headers)
         if hop.authorization is not None:
@@ -123,6 +122,7 @@ class Transport:
         except CAUGHT as error:
             failure = translate(error, asked, hop.led_by or "redirect")
             self._observe.failed(request, failure.reason)
+            passage.unanswered(failure.reason, time.monotonic() - began)
             raise failure from None
         received = self._observe.answered(request, answer.status, time.monotonic() - began)
         response = Response(answer, asked, self.timeouts, received, redirected=hop.redirected)
@@ -132,31 +132,17 @@ class Transport:
             response.close()
         elif not 200 <= response.status < 300:
             await response.drain(within=min(self.timeouts.try_ / 5, deadline.remaining()))
+        passage.answered(response)
         return response
 
     async def _finish(self, request: Request, response: Response, deadline: Deadline) -> Response:
         """The final answer of a chain, or the error that it means."""
-        status, host = response.status, host_of(response.url)
-        if status in _FOR_NOW or (status >= 500 and status not in _FOR_GOOD):
-            self._refuse_for_now(response, host)
-        self._pauses.answered(host)
-        self._things.answered(_thing(response.url))
+        status = response.status
         if response.redirected and 400 <= status < 500 and status not in request.heeded:
             raise RedirectExpired(f"{response.asked}: answered {status}")
         if 200 <= status < 300 and request.read is not None:
             await deadline.bound(response.read(request.read), request.asked)
         return response
-
-    def _refuse_for_now(self, response: Response, host: str) -> NoReturn:
-        status = response.status
-        retry_after = parse_retry_after(response.headers.get("Retry-After"), self._clock())
-        pauses, whom = (self._things, _thing(response.url)) if response.passed_on else (self._pauses, host)
-        if status == 429:
-            seconds = pauses.asked_to_wait(whom, retry_after, throttled=True)
-            raise UpstreamThrottled(f"{response.asked}: asked us to slow down (429)", retry_after=seconds)
-        if status == 503 and retry_after is not None:
-            pauses.asked_to_wait(whom, retry_after, throttled=False)
-        raise UpstreamUnavailable(f"{response.asked}: answered {status}", reason="status", retry_after=retry_after)
 
     async def _tls(self, destination: Destination) -> ssl.SSLContext | bool:
         try:
@@ -256,10 +242,6 @@ def _again(error: UpstreamUnavailable, tried: int, request: Request, deadline: D
     if error.reason not in RETRIED or tried >= request.tries:
         return False
     return error.retry_after is None or error.retry_after < deadline.remaining()
-
-
-def _thing(url: URL) -> str:
-    return f"{host_of(url)}{url.raw_path}"
 
 
 def _target(request: Request, response: Response) -> URL:

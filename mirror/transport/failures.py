@@ -7,7 +7,7 @@ import aiohttp
 from mirror.oci.errors import UpstreamTimeout, UpstreamUnavailable
 from mirror.transport.addresses import PrivateAddress
 
-RETRIED = frozenset({"unreachable", "dns", "reset", "timeout", "status", "stall", "throttled"})
+RETRIED = frozenset({"unreachable", "dns", "reset", "timeout", "status", "stall", "throttled", "breaker"})
 """Reasons after which asking again may help. Not tls: a certificate does not get better within seconds."""
 
 CAUGHT = (aiohttp.ClientError, OSError, ValueError)

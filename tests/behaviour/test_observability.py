@@ -48,6 +48,7 @@ PROMISED = {
     "upstream_quota_remaining": {"upstream"},
     "upstream_quota_limit": {"upstream"},
     "upstream_up": {"upstream"},
+    "upstream_breaker_open": {"upstream"},
     "credentials_rejected": {"upstream"},
     "scrub_bytes": set(),
     "scrub_corrupt": set(),
