@@ -115,6 +115,7 @@ class Cache:
         self._router = router
         self._clock = clock
         self._manifests: Bounded[Digest, HeldManifest] = Bounded(_MANIFEST_BYTES)
+        self._prolonged: Bounded[Key, float] = Bounded(_HINTS)
         self._hints: Bounded[tuple[str, str, Digest], int] = Bounded(_HINTS)
         # A number is there as long as any of its links: without it they are only asked again.
         self._epochs = Epochs(records, useful_for=2 * _KEPT)
@@ -145,6 +146,7 @@ class Cache:
         record = await self._names.get(_key("tag", target, tag), TagRecord)
         if record is None or record.epoch != await self._epoch(target):
             return None
+        await self._prolong(self._names, _key("tag", target, tag), target, record)
         return record
 
     async def put_tag(self, question: Question, tag: Tag, digest: Digest) -> None:
@@ -187,6 +189,7 @@ class Cache:
         record = await self._lists.get(_key(name.kind, target, name), ListRecord)
         if record is None or record.epoch != await self._epoch(target):
             return None
+        await self._prolong(self._lists, _key(name.kind, target, name), target, record)
         return record
 
     async def put_list(
@@ -383,6 +386,13 @@ class Cache:
             self.trouble.note("blobs", error)
 
     # Inside.
+
+    async def _prolong(self, names: TypedRecords, key: Key, target: Target, record: TagRecord | ListRecord) -> None:
+        """Lets a name that is used outlive its time while nobody may be asked for it anew; at most daily."""
+        now = self._clock()
+        if self._router.settings(target.upstream).offline and now - (self._prolonged.get(key) or 0.0) > _DAY:
+            self._prolonged.set(key, now)
+            await names.put(key, record, _KEPT)
 
     async def _epoch(self, target: Target) -> int:
         return await self._epochs.number(_repository(target))

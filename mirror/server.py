@@ -114,7 +114,7 @@ class Mirror:
         asker = ManifestAsker(self.cache, upstreams, self.metrics, timeouts.first_byte)
         self._manifests = ManifestPuller(self.cache, asker, self.renewals, router, self.metrics, timeouts)
         blobs = BlobPuller(self.cache, self.downloads, self._permissions, self.metrics, timeouts)
-        self._lists = Lists(self.cache, router, self.metrics, timeouts)
+        self._lists = Lists(self.cache, router, self.metrics, timeouts, upstreams.silence)
         tags = TagsPuller(self.cache, upstreams, self._lists, timeouts.first_byte)
         referrers = ReferrersPuller(self.cache, upstreams, self._manifests, self._lists, timeouts.first_byte)
 

@@ -34,6 +34,7 @@ _NO_METHOD = (405, 501)
 _RANGE_REFUSED = frozenset({400, 416})
 _MISSING = frozenset({404})
 _FIRST_BYTE = ByteRange(0, 0)
+_OFFLINE = "offline"
 _MOST_DESTINATIONS = 1024
 _LIST_LIMIT = 8 << 20
 """Bytes of one page of a list; some registries send 100,000 tags in one."""
@@ -95,6 +96,13 @@ class Upstreams:
         self._transport = transport
         self._authenticator = authenticator
         self._destinations: Bounded[UpstreamName, Destination] = Bounded(_MOST_DESTINATIONS)
+
+    def silence(self, target: Target) -> str | None:
+        """Why nobody who holds a copy should wait for this upstream: breaker or offline; None where it may answer."""
+        destination = self._destination(target.upstream)
+        if destination.settings.offline:
+            return _OFFLINE
+        return "breaker" if self._transport.is_silent(destination.url) else None
 
     async def head_manifest(self, target: Target, reference: Reference, deadline: Deadline) -> ManifestHead:
         """What the upstream says that `reference` is now; at Docker Hub this costs no quota."""
@@ -259,6 +267,10 @@ class Upstreams:
         check_redirect: Callable[[URL], None] | None = None,
     ) -> Request:
         destination = self._destination(target.upstream)
+        if destination.settings.offline:
+            raise UpstreamUnavailable(
+                f"{target.upstream} is configured to be offline: it is not asked", reason=_OFFLINE
+            )
         return Request(
             destination,
             destination.at(f"/v2/{target.repository}/{path}"),

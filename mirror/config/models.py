@@ -171,6 +171,9 @@ class UpstreamSettings(_Section):
     insecure: StrictBool = False
     """Whether to accept any TLS certificate; for tests."""
 
+    offline: StrictBool = False
+    """Whether the registry is never asked: what is held is served, however old its tags; all else is an error (503)."""
+
     token_hosts: tuple[Host, ...] = ()
     """Hosts that may be sent the credentials for a token, besides those of the registry's own registrable domain."""
 

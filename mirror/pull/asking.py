@@ -41,6 +41,10 @@ class ManifestAsker:
         self._first_byte = first_byte
         self._headless: Bounded[str, Deadline] = Bounded(_HEADLESS_HOSTS)
 
+    def silence(self, target: Target) -> str | None:
+        """Why nobody who holds a copy should wait for an answer; None where there is no reason."""
+        return self._upstreams.silence(target)
+
     async def by_tag(self, target: Target, tag: Tag, known: Digest | None, *, head: bool) -> ManifestAnswer:
         """What the tag means now; `known` is what it meant. HEAD first where that can save a GET."""
         deadline = Deadline.after(self._first_byte)

@@ -66,11 +66,20 @@ class Following:
 class Lists:
     """Holds lists for the shorter of their upstream's `tag_ttl` and 30 s; asks for each of them once at a time."""
 
-    def __init__(self, cache: Cache, router: Router, metrics: Metrics, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        router: Router,
+        metrics: Metrics,
+        timeouts: Timeouts,
+        silence: Callable[[Target], str | None],
+    ) -> None:
+        """`silence` says why nobody who holds a copy should wait for an upstream; None where it may answer."""
         self._cache = cache
         self._router = router
         self._metrics = metrics
         self._timeouts = timeouts
+        self._silence = silence
         self._questions = Questions()
 
     async def close(self) -> None:
@@ -89,11 +98,13 @@ class Lists:
         if overdue < 0:
             return _answer(record, Source.HIT)
         settings = self._router.settings(target.upstream)
-        if overdue > settings.stale_if_error:
+        if overdue > settings.stale_if_error and not settings.offline:
             return await self._ask(target, name, deadline, ask)
-        if overdue < settings.stale_while_revalidate:
+        revalidates = overdue < settings.stale_while_revalidate
+        at_once = "revalidating" if revalidates else self._silence(target)
+        if at_once is not None:
             self._questions.start((target, name), lambda: self._hear(target, name, ask))
-            return self._gone_stale(target, name, record, "revalidating")
+            return self._gone_stale(target, name, record, at_once)
         try:
             sooner = min(deadline, Deadline.after(self._timeouts.stale_after))
             return await self._ask(target, name, sooner, ask)

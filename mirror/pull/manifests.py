@@ -113,8 +113,12 @@ class ManifestPuller:
         if stale is None:
             return await self._ask(target, tag, known, deadline, head=head)
         if ours is not None and overdue < self._router.settings(target.upstream).stale_while_revalidate:
+            at_once: str | None = "revalidating"
+        else:
+            at_once = self._asker.silence(target)
+        if at_once is not None:
             self._questions.start(_key(target, tag), lambda: self._asker.by_tag(target, tag, known, head=head))
-            return self._gone_stale(target, tag, stale, "revalidating")
+            return self._gone_stale(target, tag, stale, at_once)
         try:
             sooner = min(deadline, Deadline.after(self._timeouts.stale_after))
             return await self._ask(target, tag, known, sooner, head=head)
@@ -126,7 +130,8 @@ class ManifestPuller:
 
         A HEAD is told of what a GET would be given; of a mere claim only where there is nothing else.
         """
-        if overdue > self._router.settings(target.upstream).stale_if_error:
+        settings = self._router.settings(target.upstream)
+        if overdue > settings.stale_if_error and not settings.offline:
             return None
         wanted = [(text, False) for text in (record.digest, record.before) if text]
         for text, headers_do in [*wanted, (record.digest, head)]:

@@ -43,8 +43,8 @@ class Renewals:
         self, target: Target, kind: Kind, digest: Digest, link: LinkRecord, ask: Callable[[], Awaitable[object]]
     ) -> None:
         """Asks by `ask`, which notes what it hears, if the link is older than its upstream's `link_ttl`."""
-        link_ttl = self._router.settings(target.upstream).link_ttl
-        if self._cache.overdue(link.checked_at, link_ttl) < 0:
+        settings = self._router.settings(target.upstream)
+        if settings.offline or self._cache.overdue(link.checked_at, settings.link_ttl) < 0:
             return
         key = (target, kind, digest)
         rest = self._rests.get(key)

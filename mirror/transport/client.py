@@ -122,7 +122,7 @@ class Transport:
         except CAUGHT as error:
             failure = translate(error, asked, hop.led_by or "redirect")
             self._observe.failed(request, failure.reason)
-            passage.unanswered(failure.reason, time.monotonic() - began)
+            passage.unanswered(failure.reason, time.monotonic() - began, deadline)
             raise failure from None
         received = self._observe.answered(request, answer.status, time.monotonic() - began)
         response = Response(answer, asked, self.timeouts, received, redirected=hop.redirected)

@@ -94,9 +94,10 @@ class Passage:
     probes_host: bool
     probes_thing: bool
 
-    def unanswered(self, reason: str, seconds: float) -> None:
+    def unanswered(self, reason: str, seconds: float, deadline: Deadline) -> None:
         """Notes that no headers came within `seconds`."""
-        if reason in _SILENCE and (reason != "timeout" or seconds >= self.gate.patience):
+        cut_short = deadline.expired and seconds < self.gate.patience
+        if reason in _SILENCE and not cut_short:
             self.gate.breakers.failed(self.host, reason, probe=self.probes_host, label=self.entry)
 
     def answered(self, response: Response) -> None:

@@ -227,7 +227,7 @@ async def test_whoever_comes_late_finds_the_answer(book: Book, target: Target, c
     await before.close()
     clock.forward(31)
     cache = make_cache(book, clock=clock)
-    lists = Lists(cache, make_router(), Metrics(), short_timeouts())
+    lists = Lists(cache, make_router(), Metrics(), short_timeouts(), silence=lambda _: None)
     asked = 0
 
     async def ask(_: str) -> Gathered:
