@@ -5,6 +5,7 @@ Loggers come from `structlog.get_logger()`; standard logging and warnings of lib
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from typing import Any, Protocol, TextIO
 
 import msgspec
 import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
 QUEUE_LINES = 10_000
 """Lines that may wait to be written; more are dropped and counted."""
@@ -203,10 +204,26 @@ def _processors(*, as_json: bool) -> list[Processor]:
         return [*common, _render_json]
     stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
     # The default formatter of exceptions shows local variables, and so secrets.
-    console = structlog.dev.ConsoleRenderer(
-        colors="NO_COLOR" not in os.environ, exception_formatter=structlog.dev.plain_traceback
-    )
-    return [*common, stamp, console]
+    console = structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ, exception_formatter=_show_traceback)
+    return [*common, _show_plainly, stamp, console]
+
+
+def _show_plainly(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Clients choose much of what is logged; none of it may move the cursor of the terminal that it is read on."""
+    return {key: _printable(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _show_traceback(stream: TextIO, exc_info: ExcInfo) -> None:
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    stream.write("\n".join(map(_printable, text.getvalue().split("\n"))))
+
+
+def _printable(text: str) -> str:
+    """`text` with every character escaped that a terminal does not simply show."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 _PLAIN = frozenset({str, int, float, bool, type(None)})
@@ -216,9 +233,11 @@ def _encode(event: EventDict) -> str:
     # Other kinds are shown as their text: msgspec would look into dataclasses, and their repr may mask a secret.
     plain = {key: value if type(value) in _PLAIN else str(value) for key, value in event.items()}
     try:
-        return msgspec.json.encode(plain).decode()
+        line = msgspec.json.encode(plain).decode()
     except UnicodeEncodeError:
         return json.dumps(plain)  # file names that are not UTF-8
+    # JSON itself escapes no more than the oldest control characters, and is read on terminals, too.
+    return line if line.isprintable() else json.dumps(plain)
 
 
 @lru_cache(maxsize=2)

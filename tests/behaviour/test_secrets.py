@@ -350,6 +350,7 @@ async def test_a_whole_run_gives_no_secret_away(run: Run, upstream: FakeRegistry
             assert shown in ("", f"Basic {basic('ci', password)}") or shown.startswith(f"Bearer {TOKEN}")
 
 
+@pytest.mark.timeout(120)
 async def test_no_command_prints_a_secret(tmp_path: Path, upstream: FakeRegistry, corp: FakeRegistry) -> None:
     """`check-config` masks what is right and does not quote what is wrong."""
     right = settings(tmp_path, upstream, corp)

@@ -200,6 +200,51 @@ def test_other_values_are_shown_by_their_masking_text() -> None:
     assert (line["path"], line["odd"]) == ("b'\\xff'", "\udcff")
 
 
+ODD = "a\x1b]0;title\x07\r\nb\x00\x9b31m\u2028\u202ec\x85é"
+"""What moves a cursor, ends a line or turns the order of letters about, and a letter."""
+
+
+@pytest.mark.parametrize("force_json", [True, False], ids=["json", "terminal"])
+def test_words_of_others_are_shown_and_not_obeyed(monkeypatch: pytest.MonkeyPatch, force_json: bool) -> None:
+    """Whatever a client or an upstream gets into a line, it stays one line of characters that are simply shown."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = io.StringIO()
+    log.configure("info", stream, force_json=force_json)
+    structlog.get_logger().info(ODD, path=ODD, list=[ODD], number=1)
+    logging.getLogger("aiohttp.server").warning("%s", ODD)
+    log.close()
+
+    first, second, after = stream.getvalue().split("\n")
+    assert after == ""
+    for line in (first, second):
+        assert line.isprintable()
+        assert "title" in line
+    if force_json:
+        assert json.loads(first)["path"] == ODD
+
+
+def test_an_exception_on_a_terminal_shows_no_local_variables_and_obeys_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its traceback has lines of its own, each of characters that are simply shown."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = io.StringIO()
+    log.configure("info", stream, force_json=False)
+    password = "planted".replace("t", "T")
+
+    def fail(secret: str) -> None:
+        raise ValueError(ODD[: len(secret) * 9])
+
+    try:
+        fail(password)
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    log.close()
+
+    text = stream.getvalue()
+    assert password not in text
+    assert "title" in text
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
 def test_an_endless_line_is_cut() -> None:
     """A line has a bound, so the queue has one in bytes too; what is left is still JSON."""
     stream = io.StringIO()
