@@ -378,10 +378,10 @@ class Cache:
             self.blobs.touch(digest)
         return file
 
-    async def drop_blob(self, digest: Digest) -> None:
-        """Removes a blob that cannot be read."""
+    async def drop_blob(self, digest: Digest, file: SharedFile) -> None:
+        """Removes a blob whose file cannot be read, unless another file has taken its place."""
         try:
-            await self.blobs.remove(digest)
+            await self.blobs.judge(digest, file, intact=False)
         except StorageError as error:
             self.trouble.note("blobs", error)
 

@@ -61,7 +61,10 @@ class _Body(ABC):
 
 
 class HeldBody(_Body):
-    """A blob that we hold. If its file turns out unreadable, `detour` gives a body that fetches it again."""
+    """A blob that we hold. If its file turns out unreadable, `detour` gives a body that fetches it again.
+
+    The file stays open until it has: only as long can it be told from one that has taken its place.
+    """
 
     def __init__(self, file: SharedFile, detour: Callable[[OSError], Awaitable[Body]]) -> None:
         super().__init__()
@@ -71,8 +74,8 @@ class HeldBody(_Body):
 
     async def at(self, offset: int) -> Piece:
         if self._instead is None and self._failure is not None:
-            self._leave()
             self._instead = await self._detour(self._failure)
+            self._leave()
         if self._instead is not None:
             return await self._instead.at(offset)
         assert self._file is not None, "read after close"

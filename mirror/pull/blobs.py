@@ -72,7 +72,7 @@ class BlobPuller:
         parts: tuple[ByteRange, ...] = ()
 
         async def detour(error: OSError) -> Body:
-            await self._cache.drop_blob(digest)
+            await self._cache.drop_blob(digest, file)
             if parts and parts[0].length < file.size:
                 self._cache.trouble.note("blobs", error)
                 return RangeBody(

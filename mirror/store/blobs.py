@@ -196,8 +196,8 @@ class BlobStore:
         return await self._checking.run(step, holding=file)
 
     async def judge(self, digest: Digest, file: SharedFile, *, intact: bool) -> bool:
-        """As Shelves.judge, after an inspection."""
-        return await self._checking.run(self._shelves.judge, digest, file, intact, holding=file)
+        """Whether `file` was removed because it is not intact; not if it is the blob's no more. Raises StorageError."""
+        return await self._tidying.run(self._shelves.judge, digest, file, intact, holding=file)
 
     # Spools.
 

@@ -19,7 +19,7 @@ from mirror.store.files import SharedFile
 from mirror.store.inspection import Inspection
 from mirror.store.records import Records
 from mirror.store.shelves import BlobEntry, Directory
-from mirror.store.trouble import Trouble
+from mirror.store.trouble import FULL, Trouble
 
 _KEY = ("scrub",)
 _KEPT = 365 * 86400.0
@@ -212,8 +212,8 @@ class Scrub:
         return inspection.intact
 
     async def _calm(self) -> None:
-        """Waits until the disk is in no trouble that is known of."""
-        while self._trouble.met_by("blobs") is not None:  # noqa: ASYNC110 - it ends in a round of upkeep
+        """Waits until the disk is in no trouble that is known of; a full one can be read."""
+        while self._trouble.met_by("blobs") not in (None, FULL):  # noqa: ASYNC110 - it ends in a round of upkeep
             await asyncio.sleep(_TROUBLE_SECONDS)
 
     # How far it has come.

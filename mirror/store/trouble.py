@@ -11,13 +11,15 @@ import structlog
 from mirror.metrics import Metrics
 from mirror.oci.errors import StorageError
 
+FULL = "full"
+"""The reason of a disk that takes no more bytes, and can be read."""
 LOST = "lost"
 """The reason of a volume that is gone."""
 
 _BACKOFF_SECONDS = 5.0
 _ERRNO = {
-    errno.ENOSPC: "full",
-    errno.EDQUOT: "full",
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
     errno.EROFS: "read_only",
     errno.EIO: "io_error",
     errno.EACCES: "permission",
@@ -34,8 +36,8 @@ _ERRNO = {
     errno.ESTALE: LOST,
 }
 _SQLITE = {
-    sqlite3.SQLITE_FULL: "full",
-    sqlite3.SQLITE_IOERR_SHMSIZE: "full",
+    sqlite3.SQLITE_FULL: FULL,
+    sqlite3.SQLITE_IOERR_SHMSIZE: FULL,
     sqlite3.SQLITE_READONLY: "read_only",
     sqlite3.SQLITE_PERM: "permission",
     sqlite3.SQLITE_BUSY: "locked",

@@ -102,7 +102,7 @@ async def test_every_answer_is_right_or_cut(
         async def evict() -> None:
             for _ in range(6):
                 await asyncio.sleep(0.05)
-                await mirror.app.cache.drop_blob(chance.choice(blobs).digest)
+                await mirror.app.blobs.remove(chance.choice(blobs).digest)
 
         async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             group.create_task(evict())

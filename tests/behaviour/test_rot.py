@@ -203,6 +203,27 @@ async def test_a_file_that_shrinks_while_it_is_sent(start_mirror: StartMirror, u
     assert (await mirror.blob("demo", blob.digest)).body == blob.content
 
 
+async def test_what_was_put_right_is_not_dropped_by_those_who_still_read_the_old(
+    start_mirror: StartMirror, upstream: FakeRegistry
+) -> None:
+    """A slow client meets the end of the bad file long after another request has brought a good one."""
+    mirror = await start_mirror(timeouts=PATIENT)
+    blob = upstream.put_blob("library/demo", 24 * MIB)
+    path = await hold(mirror, blob)
+    async with await Reading.ask(mirror, blob_path("demo", blob), receive_buffer=64 << 10) as slow:
+        begin = await slow.take(MIB)
+        with path.open("r+b") as file:
+            file.truncate(20 * MIB)
+        assert (await mirror.blob("demo", blob.digest)).body == blob.content
+        await mirror.quiet()
+        good = path.stat().st_ino
+
+        assert begin + await slow.rest(20) == blob.content
+
+    await settled(mirror)
+    assert path.stat().st_ino == good
+
+
 async def test_a_rotten_manifest_is_never_served(mirror: RunningMirror, upstream: FakeRegistry) -> None:
     """A flipped bit in its record shows when it is read: it is fetched again, within the request."""
     image = upstream.add_image("library/demo", "1")

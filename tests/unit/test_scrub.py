@@ -323,6 +323,19 @@ async def test_nothing_is_read_while_the_disk_is_in_trouble(house: House) -> Non
     assert house.count("bytes") == 3 * SIZE
 
 
+async def test_a_full_disk_is_read(house: House) -> None:
+    """It may stay full for long, and what has rotted on it takes room."""
+    digests = await house.fill(3)
+    house.flip(digests[1])
+    error = StorageError("planted")
+    error.__cause__ = OSError(errno.ENOSPC, "planted")
+    house.trouble.note("blobs", error)
+
+    await house.scrub().once()
+
+    assert house.held(digests) == [True, False, True]
+
+
 # Where it goes on
 
 
