@@ -30,7 +30,7 @@ from mirror.api.sender import Sender
 from mirror.auth import Authenticator
 from mirror.cache import Cache
 from mirror.config import Address, Settings
-from mirror.download import Downloads, Tools
+from mirror.download import PACED, Downloads, Lanes, Tools
 from mirror.memory import Memory
 from mirror.metrics import Metrics
 from mirror.oci.errors import StorageError
@@ -101,13 +101,21 @@ class Mirror:
         self.cache = Cache(self.records, self.blobs, self.budget, self.trouble, router, clock=clock)
 
         # Whom we ask.
-        self._transport = Transport(timeouts, metrics=self.metrics, resolver=resolver, is_global=is_global, clock=clock)
+        self._transport = Transport(
+            timeouts,
+            metrics=self.metrics,
+            resolver=resolver,
+            is_global=is_global,
+            clock=clock,
+            streams=settings.max_downloads + PACED,
+        )
         self._secrets = Memory(max_keys=10_000)
         authenticator = Authenticator(self._transport, self._secrets, metrics=self.metrics, clock=clock)
         upstreams = Upstreams(router, self._transport, authenticator)
 
         # What is done with it.
-        tools = Tools(upstreams, self.cache, self.metrics, timeouts)
+        lanes = Lanes(settings.max_downloads, lambda name: router.settings(name).max_downloads, self.metrics)
+        tools = Tools(upstreams, self.cache, self.metrics, timeouts, lanes)
         self.downloads = Downloads(tools, abandon_below=settings.abandon_below)
         self.renewals = Renewals(self.cache, router)
         self._permissions = Permissions(self.cache, upstreams, self.renewals, self.metrics, timeouts.first_byte)

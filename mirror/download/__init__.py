@@ -4,10 +4,12 @@ from mirror.download.bodies import Body, BytesPiece, FilePiece, FlightBody, Held
 from mirror.download.download import Download
 from mirror.download.downloads import Downloads
 from mirror.download.fetch import Tools
+from mirror.download.lanes import PACED, Lanes
 from mirror.download.ranges import RangeBody
 from mirror.download.samples import Sample, sample_of_file
 
 __all__ = [
+    "PACED",
     "Body",
     "BytesPiece",
     "Download",
@@ -15,6 +17,7 @@ __all__ = [
     "FilePiece",
     "FlightBody",
     "HeldBody",
+    "Lanes",
     "Piece",
     "RangeBody",
     "Sample",

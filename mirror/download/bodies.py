@@ -226,7 +226,7 @@ class AloneBody:
     """The rest of a blob by a request of one's own, verified: `hasher` has seen everything before `start`."""
 
     def __init__(self, digest: Digest, target: Target, tools: Tools, *, size: int, start: int, hasher: Hasher) -> None:
-        self._fetch = Fetch(digest, Sources(target), tools, start=start, size=size)
+        self._fetch = Fetch(digest, Sources(target), tools, start=start, size=size, pace_of=target.upstream)
         self._tools = tools
         self._label = target.upstream.entry
         self._size = size

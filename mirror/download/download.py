@@ -16,6 +16,7 @@ from mirror.download.tracks import SpoolTrack, WindowTrack
 from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError, UpstreamCorrupt, UpstreamUnavailable
 from mirror.routing import Target
+from mirror.slots import Slot
 
 _log = structlog.get_logger()
 
@@ -48,6 +49,9 @@ class Download:
         self._cancelled = False
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
+        self._upstream = source.upstream
+        self._turn: Slot | None = None
+        self._paced = False
 
     # Around it.
 
@@ -73,6 +77,8 @@ class Download:
             return UpstreamCorrupt(f"the upstream sends wrong bytes for {self.digest}")
         if said is not None:
             return said.with_traceback(None)
+        if isinstance(self._failure, UpstreamUnavailable) and self._failure.reason == "queue":
+            return UpstreamUnavailable(self._failure.message, reason="queue")
         reason = self._failure.reason if isinstance(self._failure, UpstreamUnavailable) else "refused"
         return UpstreamUnavailable(f"the download of {self.digest}, which others had begun, failed", reason=reason)
 
@@ -91,6 +97,11 @@ class Download:
     def shown(self) -> Question | None:
         """The question that the bytes answer: readers from its repository need no other permission while it counts."""
         return self._attempt.shown if self._attempt is not None else None
+
+    @property
+    def queued(self) -> bool:
+        """Whether it waits for its turn."""
+        return self._turn is None and not self.finished
 
     @property
     def joinable(self) -> bool:
@@ -142,6 +153,8 @@ class Download:
 
     def _worth_finishing(self) -> bool:
         track = self.track
+        if self.queued:
+            return False
         if track is not None and track.is_complete:
             return True
         if isinstance(track, WindowTrack):
@@ -162,7 +175,10 @@ class Download:
     # The work.
 
     async def _run(self) -> None:
+        tools = self._tools
         try:
+            self._turn = await tools.lanes.fill(self._upstream, tools.timeouts.first_byte)
+            tools.metrics.downloads_in_flight.inc()
             if not await self._try(first=True):
                 self.sources.rotate()
                 await self._try(first=False)
@@ -174,6 +190,19 @@ class Download:
         except Exception as error:
             _log.exception("a download failed unexpectedly", digest=str(self.digest))
             self._fail(UpstreamUnavailable(f"the download of {self.digest} failed: {type(error).__name__}"))
+        finally:
+            if self._turn is not None:
+                self._turn.release()
+                tools.metrics.downloads_in_flight.dec()
+
+    async def _go_at_their_pace(self) -> None:
+        """Without room for it, it comes no faster than its readers take it; others need not wait for that."""
+        if self._paced:
+            return
+        turn = await self._tools.lanes.pace(self._upstream, self._tools.timeouts.cold_head)
+        assert self._turn is not None, "opened out of turn"
+        self._turn.release()
+        self._turn, self._paced = turn, True
 
     async def _try(self, *, first: bool) -> bool:
         """One attempt. False if another one may do better; raises MirrorError where it would not."""
@@ -183,6 +212,8 @@ class Download:
         keep = False
         try:
             await attempt.open(lambda: self._readers > 0)
+            if isinstance(attempt.track, WindowTrack):
+                await self._go_at_their_pace()
             self._show(attempt)
             if await attempt.fill():
                 self._show(attempt)

@@ -53,7 +53,6 @@ class Downloads:
         )
         self._joinable[digest, download.host] = download
         self._all.add(download)
-        self.tools.metrics.downloads_in_flight.set(len(self._all))
         download.start(self._ended)
         return download
 
@@ -100,4 +99,3 @@ class Downloads:
     def _ended(self, download: Download) -> None:
         self._retire(download)
         self._all.discard(download)
-        self.tools.metrics.downloads_in_flight.set(len(self._all))

@@ -13,12 +13,14 @@ import structlog
 
 from mirror.cache import Cache, Question
 from mirror.config import Timeouts
+from mirror.download.lanes import Lanes
 from mirror.download.sources import Sources
 from mirror.metrics import Metrics
 from mirror.oci.byte_range import ByteRange
 from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError, Unknown, UpstreamRefused, UpstreamUnavailable
-from mirror.routing import Target
+from mirror.routing import Target, UpstreamName
+from mirror.slots import Slot
 from mirror.transport import BlobStream, Deadline
 from mirror.upstream import Upstreams
 
@@ -39,12 +41,14 @@ class Tools:
     cache: Cache
     metrics: Metrics
     timeouts: Timeouts
+    lanes: Lanes
 
 
 class Fetch:
     """Opens, reads and reopens streams for the bytes from `start` up to `stop` of a blob (None: to its end).
 
-    Links are noted as the sources show the blob, and ended as they deny it.
+    Links are noted as the sources show the blob, and ended as they deny it. With `pace_of`, the upstream, the bytes go
+    at a client's pace, and each stream needs a turn for that.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Fetch:
         shown: Question | None = None,
         skip_limit: int | None = None,
         takes_encoded: bool = False,
+        pace_of: UpstreamName | None = None,
     ) -> None:
         self.digest = digest
         self.size = size
@@ -79,6 +84,8 @@ class Fetch:
         self._offset = start
         self._skip_limit = skip_limit
         self._takes_encoded = takes_encoded
+        self._pace_of = pace_of
+        self._turn: Slot | None = None
         self._stream: BlobStream | None = None
         self._chunks: AsyncGenerator[bytes, None] | None = None
         self._position = 0
@@ -130,6 +137,9 @@ class Fetch:
             await chunks.aclose()
         if stream is not None:
             await stream.close()
+        if self._turn is not None:
+            self._turn.release()
+            self._turn = None
 
     # One stream.
 
@@ -228,6 +238,8 @@ class Fetch:
     async def _ask_around(self, seconds: float) -> None:
         """Asks one source after the other, also those that join meanwhile, until one shows the blob."""
         began = time.monotonic()
+        if self._pace_of is not None and self._turn is None:
+            self._turn = await self._tools.lanes.pace(self._pace_of, seconds / 2)  # the rest is for the asking
         asked: set[Target] = set()
         failure: MirrorError | None = None
         while (target := next((one for one in self._sources.all if one not in asked), None)) is not None:

@@ -258,6 +258,7 @@ class RangeBody:
             stop=self._stop,
             size=self._size,
             skip_limit=_SKIP,
+            pace_of=self._target.upstream,
         )
         if first:  # what fails now can still be said in a status
             await self._fetch.open(self._tools.timeouts.cold_head)

@@ -10,7 +10,7 @@ from mirror.download import Body, Download, Downloads, FlightBody, HeldBody, Ran
 from mirror.metrics import Metrics
 from mirror.oci.byte_range import ByteRange, RangeSet
 from mirror.oci.digest import Digest
-from mirror.oci.errors import StorageError
+from mirror.oci.errors import StorageError, UpstreamTimeout, UpstreamUnavailable
 from mirror.pull.answers import BlobAnswer, Source
 from mirror.pull.permission import Permissions, Unprovable
 from mirror.routing import Target
@@ -51,8 +51,7 @@ class BlobPuller:
             except Unprovable:
                 pass  # fetched from there, whole: that proves it
         deadline = first_byte if ranges is None else min(first_byte, Deadline.after(self._timeouts.cold_head))
-        boarding = self._board(target, digest, deadline, background=ranges is not None)
-        flight = await deadline.bound(boarding, f"{target}@{digest}")
+        flight = await self._board(target, digest, deadline, background=ranges is not None)
         if ranges is None:
             return BlobAnswer(digest, flight.size, (), flight.body, flight.source, deadline)
         return await self._parts(target, flight, ranges, deadline)
@@ -98,29 +97,41 @@ class BlobPuller:
 
     async def _board(self, target: Target, digest: Digest, deadline: Deadline, *, background: bool) -> _Flight:
         """Joins the download of the blob, or starts it, and waits until its length is known and may be told."""
+        what = f"{target}@{digest}"
+        download, source = await deadline.bound(self._join(target, digest, background=background), what)
+        body = self._downloads.read(download, target)
+        try:
+            size = await deadline.bound(self._boarded(target, download, body, deadline), what)
+            if background:
+                download.keep_on()
+        except UpstreamTimeout as error:
+            queued = download.queued
+            await body.close()
+            if queued:
+                raise UpstreamUnavailable(f"{what}: too many downloads at a time", reason="queue") from error
+            raise
+        except BaseException:
+            await body.close()
+            raise
+        return _Flight(download, size, body, source)
+
+    async def _join(self, target: Target, digest: Digest, *, background: bool) -> tuple[Download, Source]:
         host = target.upstream.host
         download = self._downloads.current(digest, host)
         if download is None or target not in download.sources:
             await self._cache.check_absence(target, digest, "blob")
             download = self._downloads.current(digest, host)  # perhaps somebody else began meanwhile
         if download is None:
-            source = Source.MISS
-            download = self._downloads.start(digest, target, background=background)
-        else:
-            source = Source.JOINED
-            download.sources.add(target)
-            self._metrics.download_joins.labels(upstream=target.upstream.entry).inc()
-        body = self._downloads.read(download, target)
-        try:
-            size = await body.opened()
-            if not await self._is_shown(target, download.shown):
-                await self._permissions.in_flight(target, digest, size, deadline)
-            if background:
-                download.keep_on()
-        except BaseException:
-            await body.close()
-            raise
-        return _Flight(download, size, body, source)
+            return self._downloads.start(digest, target, background=background), Source.MISS
+        download.sources.add(target)
+        self._metrics.download_joins.labels(upstream=target.upstream.entry).inc()
+        return download, Source.JOINED
+
+    async def _boarded(self, target: Target, download: Download, body: FlightBody, deadline: Deadline) -> int:
+        size = await body.opened()
+        if not await self._is_shown(target, download.shown):
+            await self._permissions.in_flight(target, download.digest, size, deadline)
+        return size
 
     async def _is_shown(self, target: Target, shown: Question | None) -> bool:
         """Whether the download itself is the permission: the bytes come from this repository, not refused since."""

@@ -20,6 +20,7 @@ from mirror.config import Timeouts
 from mirror.memory import Memory
 from mirror.metrics import Metrics
 from mirror.oci.errors import UpstreamTimeout, UpstreamUnavailable
+from mirror.slots import Slots
 from mirror.transport import addresses
 from mirror.transport.addresses import literal_of
 from mirror.transport.breakers import Effort
@@ -30,6 +31,10 @@ from mirror.transport.request import Destination, Request, host_of
 from mirror.transport.response import Response
 from mirror.transport.sessions import Sessions
 
+_QUESTIONS = 192
+"""That are with upstreams at the same time, up to their headers, or to the end of a small body."""
+_QUESTIONS_WAITING = 2048
+"""One that waits costs little, and others are done within moments: so many, rather than a refusal."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _REDIRECT_TRIES = 2
@@ -41,7 +46,8 @@ class Transport:
     """Sends requests to upstreams; one per process. Everything it raises is of mirror.oci.errors.
 
     `is_global` decides which addresses count as public; `resolver` finds them (the system's by default); `clock` is
-    Unix time, against which Retry-After dates are read.
+    Unix time, against which Retry-After dates are read. `streams`: bodies at most that callers are reading by
+    themselves at the same time; for these there are connections besides those for questions, whose answers are short.
     """
 
     def __init__(
@@ -52,11 +58,13 @@ class Transport:
         resolver: AbstractResolver | None = None,
         is_global: Callable[[str], bool] | None = None,
         clock: Callable[[], float] = time.time,
+        streams: int = 320,
     ) -> None:
         self.timeouts = timeouts
         self._observe = _Observer(metrics)
         self._is_global = is_global or addresses.is_global
-        self._sessions = Sessions(timeouts, resolver, self._is_global)
+        self._questions = Slots(_QUESTIONS, _QUESTIONS_WAITING, what="questions")
+        self._sessions = Sessions(timeouts, resolver, self._is_global, connections=streams + _QUESTIONS)
         self._private = Memory(max_keys=1024)
         self._gate = Gate(timeouts, metrics, clock)
         self._backoff = 0.05 * timeouts.try_
@@ -67,7 +75,7 @@ class Transport:
         Connect errors, resets, timeouts, those statuses and broken bodies that are read whole are tried again with
         full-jitter backoff; pauses that the host asked for are waited out. Of a host that is known not to answer, who
         comes then hears so at once. Raises UpstreamUnavailable and its children: reason timeout, throttled,
-        unreachable, dns, tls, reset, stall, slow, size, status, protocol, redirect, breaker, stopped.
+        unreachable, dns, tls, reset, stall, slow, size, status, protocol, redirect, breaker, queue, stopped.
         """
         tried, effort = 0, Effort()
         if deadline.expired:
@@ -97,6 +105,14 @@ class Transport:
         await self._private.close()
 
     async def _attempt(self, request: Request, effort: Effort, deadline: Deadline) -> Response:
+        half = deadline.remaining() / 2  # a turn is of no use without time to ask
+        place = await self._questions.take(request.destination.name.host, half)
+        try:
+            return await self._ask_through(request, effort, deadline)
+        finally:
+            place.release()
+
+    async def _ask_through(self, request: Request, effort: Effort, deadline: Deadline) -> Response:
         hop = _Hop(request.url, request.authorization, request.led_by)
         for _ in range(_MOST_REDIRECTS + 1):
             response = await self._ask(request, hop, effort, deadline)

@@ -15,20 +15,25 @@ from mirror.config import Timeouts, UpstreamSettings
 from mirror.oci.errors import UpstreamUnavailable
 from mirror.transport.addresses import GuardedResolver, IsGlobal
 
-_CONNECTIONS = 512
 _HEADER_LIMIT = 64 << 10  # signed URLs in Location pass aiohttp's 8190 bytes
 _IDLE = 30.0
 
 
 class Sessions:
-    """Two sessions, made when first needed: an open one, and a guarded one that reaches global addresses only."""
+    """Two sessions, made when first needed: an open one, and a guarded one that reaches global addresses only.
 
-    def __init__(self, timeouts: Timeouts, resolver: AbstractResolver | None, is_global: IsGlobal) -> None:
+    `connections` at most for each; callers see to it that there are never more requests.
+    """
+
+    def __init__(
+        self, timeouts: Timeouts, resolver: AbstractResolver | None, is_global: IsGlobal, *, connections: int
+    ) -> None:
         self._timeouts = timeouts
         self._given_resolver = resolver
         self._own_resolver: AbstractResolver | None = None
         self._is_global = is_global
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._connections = connections
         self._closed = False
         self._contexts: dict[Path, ssl.SSLContext] = {}
         # Not the default executor: there, a DNS server that does not answer holds all threads.
@@ -86,7 +91,7 @@ class Sessions:
         limits = self._timeouts
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                resolver=resolver, limit=_CONNECTIONS, limit_per_host=0, keepalive_timeout=_IDLE
+                resolver=resolver, limit=self._connections, limit_per_host=0, keepalive_timeout=_IDLE
             ),
             timeout=aiohttp.ClientTimeout(total=None, connect=limits.connect, sock_connect=limits.connect_address),
             headers={"User-Agent": f"mirror/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"},

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
+from mirror.config import UpstreamSettings
 from tests.conftest import StartMirror
-from tests.harness import RunningMirror, short_timeouts
+from tests.harness import Reply, RunningMirror, short_timeouts
 from tests.lines import Lines, lines
 from tests.raw import RawClient
 from tests.reading import nothing_unheard
+from tests.upstream import FakeRegistry, stall, stall_at
 
 __all__ = ["lines"]
+
+MIB = 1 << 20
+PATIENT = short_timeouts(try_=20, first_byte=20, cold_head=20, stall=20, no_progress=40)
+StartUpstream = Callable[..., Awaitable[FakeRegistry]]
+Task = asyncio.Task[Reply]
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +101,173 @@ async def test_the_admin_port_is_as_strict(lines: Lines, mirror: RunningMirror, 
     assert b"s3cret" not in body
     assert "s3cret" not in lines.text
     assert lines.troubles() == []
+
+
+# Downloads.
+
+
+async def hanging(mirror: RunningMirror, upstream: FakeRegistry, count: int, registry: str = "") -> list[Task]:
+    """Clients of so many blobs that come half."""
+    blobs = [upstream.put_blob("library/demo", 80_000 + number) for number in range(count)]
+    rules = [upstream.fault(blob, stall_at(40_000)) for blob in blobs]
+    paths = [f"{registry}/v2/library/demo/blobs/{blob.digest}" for blob in blobs]
+    clients = [asyncio.create_task(mirror.get(path)) for path in paths]
+    for rule in rules:
+        await rule.reached.wait()
+    return clients
+
+
+async def queued(mirror: RunningMirror, count: int) -> None:
+    """Waits until so many downloads wait."""
+    for _ in range(500):
+        if mirror.metric("mirror_downloads_queued") == count:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{mirror.metric('mirror_downloads_queued')} wait")
+
+
+async def end(clients: list[Task]) -> None:
+    """They leave."""
+    for client in clients:
+        client.cancel()
+    await asyncio.gather(*clients, return_exceptions=True)
+
+
+async def test_a_download_waits_for_its_turn(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """Past `max_downloads` it waits, whoever comes for it joins it there, and it is fetched once when it may."""
+    mirror = await start_mirror(max_downloads=2, timeouts=PATIENT)
+    first = await hanging(mirror, upstream, 2)
+    blob = upstream.put_blob("library/demo", 100_000)
+    together = asyncio.create_task(mirror.together(5, f"/v2/demo/blobs/{blob.digest}"))
+    await queued(mirror, 1)
+    assert mirror.metric("mirror_downloads_in_flight") == 2
+    assert upstream.requests_for(blob) == 0
+
+    await end(first[:1])
+    replies = await together
+    assert {reply.body for reply in replies} == {blob.content}
+    assert upstream.requests_for(blob) == 1
+    assert sorted(str(reply.cache) for reply in replies) == ["joined"] * 4 + ["miss"]
+    await end(first[1:])
+    await mirror.quiet()
+    assert (mirror.metric("mirror_downloads_in_flight"), mirror.metric("mirror_downloads_queued")) == (0, 0)
+
+
+@pytest.mark.parametrize("wanted", [{}, {"Range": "bytes=50000-50009"}], ids=["whole", "range"])
+async def test_who_has_waited_long_enough_hears_why(
+    start_mirror: StartMirror, upstream: FakeRegistry, wanted: dict[str, str]
+) -> None:
+    """503 with Retry-After, not 504: it was not the upstream that took so long."""
+    mirror = await start_mirror(
+        max_downloads=1, timeouts=short_timeouts(first_byte=0.5, cold_head=0.5, stall=20, no_progress=40)
+    )
+    first = await hanging(mirror, upstream, 1)
+    blob = upstream.put_blob("library/demo", 100_000)
+    reply = await mirror.blob("demo", blob.digest, **wanted)
+    assert (reply.status, reply.code, reply.headers["Retry-After"]) == (503, "UNAVAILABLE", "5")
+    assert upstream.requests_for(blob) == 0
+    await end(first)
+
+
+@pytest.mark.parametrize("wanted", [{}, {"Range": "bytes=50000-50009"}], ids=["whole", "range"])
+async def test_what_nobody_waits_for_leaves_the_queue(
+    start_mirror: StartMirror, upstream: FakeRegistry, wanted: dict[str, str]
+) -> None:
+    """Also where a range would have had the rest fetched behind it."""
+    mirror = await start_mirror(max_downloads=1, timeouts=PATIENT)
+    first = await hanging(mirror, upstream, 1)
+    blob = upstream.put_blob("library/demo", 100_000)
+    client = asyncio.create_task(mirror.blob("demo", blob.digest, **wanted))
+    await queued(mirror, 1)
+
+    await end([client])
+    await queued(mirror, 0)
+    await end(first)
+    await mirror.quiet()
+    assert upstream.requests_for(blob) == 0
+
+
+async def test_past_the_queue_the_answer_comes_at_once(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """One registry gets three of four waiting places; whoever comes after them need not wait to hear no."""
+    mirror = await start_mirror(max_downloads=1, timeouts=PATIENT)
+    clients = await hanging(mirror, upstream, 1)
+    for number in range(3):
+        blob = upstream.put_blob("library/demo", 100_000 + number)
+        clients.append(asyncio.create_task(mirror.blob("demo", blob.digest)))
+        await queued(mirror, number + 1)
+    last = upstream.put_blob("library/demo", 200_000)
+    async with asyncio.timeout(5):
+        reply = await mirror.blob("demo", last.digest)
+    assert (reply.status, reply.code, reply.headers["Retry-After"]) == (503, "UNAVAILABLE", "5")
+    await end(clients)
+
+
+async def test_a_registry_that_hangs_holds_up_no_other(
+    start_mirror: StartMirror, start_upstream: StartUpstream, upstream: FakeRegistry
+) -> None:
+    """However many of its blobs are wanted, a blob from elsewhere finds a place."""
+    slow = await start_upstream()
+    mirror = await start_mirror(
+        max_downloads=4, timeouts=PATIENT, upstreams={"docker.io": upstream, "slow.example:5000": slow}
+    )
+    clients = await hanging(mirror, slow, 3, "/slow.example:5000")
+    for number in range(6):
+        blob = slow.put_blob("library/demo", 100_000 + number)
+        clients.append(asyncio.create_task(mirror.get(f"/slow.example:5000/v2/library/demo/blobs/{blob.digest}")))
+    await queued(mirror, 6)
+    blob = upstream.put_blob("library/demo", 100_000)
+    async with asyncio.timeout(5):
+        assert (await mirror.blob("demo", blob.digest)).body == blob.content
+    await end(clients)
+
+
+async def test_a_registry_may_have_its_own_limit(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """`max_downloads` of its entry, for those that dislike many at a time."""
+    entry = UpstreamSettings(url=upstream.url, max_downloads=1)
+    mirror = await start_mirror(timeouts=PATIENT, upstreams={"docker.io": entry})
+    clients = await hanging(mirror, upstream, 1)
+    blob = upstream.put_blob("library/demo", 100_000)
+    clients.append(asyncio.create_task(mirror.blob("demo", blob.digest)))
+    await queued(mirror, 1)
+    await end(clients)
+
+
+async def test_a_slow_client_keeps_nobody_waiting(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """A blob that is not kept comes at its client's pace: it has no place among those that are."""
+    mirror = await start_mirror(max_downloads=1, storage={"max_size": 4 * MIB}, timeouts=PATIENT)
+    large, small = upstream.put_blob("library/demo", 16 * MIB), upstream.put_blob("library/demo", 100_000)
+    async with await RawClient.connect(mirror.app.port, 4096) as slow:
+        await slow.ask(f"/v2/demo/blobs/{large.digest}")
+        await slow.head()
+        assert (await mirror.blob("demo", small.digest)).body == small.content
+        assert mirror.metric("mirror_downloads_in_flight") >= 1
+
+
+# Questions.
+
+
+async def test_a_registry_that_answers_nothing_does_not_take_all_connections(
+    start_mirror: StartMirror, start_upstream: StartUpstream, upstream: FakeRegistry
+) -> None:
+    """So many questions are with it, more wait, and those of another registry are answered meanwhile."""
+    slow = await start_upstream()
+    mirror = await start_mirror(timeouts=PATIENT, upstreams={"docker.io": upstream, "slow.example:5000": slow})
+    slow.fault("/v2/library/*", stall())
+    paths = [f"/slow.example:5000/v2/library/demo{number}/manifests/1" for number in range(400)]
+    clients = [asyncio.create_task(mirror.get(path)) for path in paths]
+    async with asyncio.timeout(15):
+        await slow.until(lambda: slow.in_flight >= 144)
+        image = upstream.add_image("library/demo", "1")
+        assert (await mirror.manifest("demo", "1")).body == image.manifest.content
+    assert slow.in_flight == 144
+    await end(clients)
+
+
+async def test_a_question_without_a_turn_is_honest(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """503 with Retry-After for those who never got to ask, 504 for those who did and heard nothing."""
+    mirror = await start_mirror(timeouts=short_timeouts(try_=10, first_byte=2.0))
+    upstream.fault("/v2/library/*", stall())
+    paths = [f"/v2/library/demo{number}/manifests/1" for number in range(200)]
+    replies = await asyncio.gather(*map(mirror.get, paths))
+    assert {reply.status for reply in replies} == {503, 504}
+    assert all(reply.headers["Retry-After"] for reply in replies if reply.status == 503)
