@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import structlog
 
@@ -23,6 +24,9 @@ _STEP = 1 << 20
 """Bytes reserved at a time for a blob whose length nobody told."""
 _DECODE_LIMIT = 4 << 20
 """Bytes of a needlessly encoded blob that we decode to look for the right ones; only small ones were ever seen."""
+_FILES = 1
+"""Bytes, of however small a blob: it has an inode, and with its directory's block that is all a new file wants."""
+T = TypeVar("T")
 _log = structlog.get_logger()
 
 
@@ -165,7 +169,9 @@ class Attempt:
         room = self.size if self.size is not None else self._fetch.size
         if self._spool is None and not self._pass_through and await self._reserve(_STEP if room is None else room):
             try:
-                self._spool = await cache.blobs.create_spool(self._digest, self._source.upstream.host)
+                self._spool = await self._with_room(
+                    lambda: cache.blobs.create_spool(self._digest, self._source.upstream.host)
+                )
             except StorageError as error:
                 cache.trouble.note("blobs", error)
                 self._end_reservation()
@@ -179,6 +185,15 @@ class Attempt:
             raise UpstreamUnavailable(f"there is no room for {self._digest}, and nobody reads it", reason="no_room")
         self.size, self._fetch.stop = room, None  # cannot wait for the digest here: the upstream's word has to do
         return WindowTrack(self._digest, cache.blobs)
+
+    async def _with_room(self, call: Callable[[], Awaitable[T]]) -> T:
+        """A call that makes a file, tried again where a full disk gave room: it may have bytes, but no inodes."""
+        try:
+            return await call()
+        except StorageError as error:
+            if not is_full(error) or not await self._tools.cache.budget.make_room(_FILES, "emergency"):
+                raise
+        return await call()
 
     async def _reserve(self, size: int) -> bool:
         cache = self._tools.cache
@@ -276,7 +291,7 @@ class Attempt:
         if spool is None:
             return
         try:
-            await cache.blobs.commit(spool)
+            await self._with_room(lambda: cache.blobs.commit(spool))
         except StorageError as error:
             cache.trouble.note("blobs", error)
             return
