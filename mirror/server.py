@@ -129,7 +129,7 @@ class Mirror:
         # Who asks us.
         self._proxies = Proxies(settings.trusted_proxies)
         self.traffic = Traffic(self.metrics, self._proxies)
-        sender = Sender(patience)
+        sender = Sender(patience, self.trouble)
         content = ContentApi(self._manifests, blobs, self.traffic, sender)
         self._registry = RegistryApi(router, content, ListingsApi(tags, referrers))
         self._admin = AdminApi(self.metrics, self.trouble, lambda: self.traffic.draining)

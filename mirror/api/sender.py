@@ -30,6 +30,7 @@ from mirror.oci.byte_range import ByteRange
 from mirror.oci.errors import StorageError
 from mirror.store.files import SharedFile
 from mirror.store.threads import Threads
+from mirror.store.trouble import Trouble
 
 _SEND_THREADS = 16
 _LOAD_THREADS = 16
@@ -53,8 +54,10 @@ class Sender:
     How long a client may take no byte is the connection's business (`HttpServer`).
     """
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, patience: float, trouble: Trouble) -> None:
+        """`trouble` hears of bytes that never come, where it is too late to go on with others."""
         self._patience = patience
+        self._trouble = trouble
         self._pool = ThreadPoolExecutor(_SEND_THREADS, thread_name_prefix="send")
         self._loading = Threads("load", _LOAD_THREADS)
 
@@ -125,11 +128,18 @@ class Sender:
 
     async def _file(self, client: _ClientSocket, piece: FilePiece, count: int) -> int:
         try:
-            return await client.send_file(piece, count)
+            return await self._step(client, piece, count)
         except _Cold:
             count = min(count, _PART)
             await self._load(piece, count)
-            return await client.send_file(piece, count, cold=False)
+            return await self._step(client, piece, count, cold=False)
+
+    async def _step(self, client: _ClientSocket, piece: FilePiece, count: int, *, cold: bool = True) -> int:
+        try:
+            return await client.send_file(piece, count, cold=cold)
+        except StorageError as error:
+            self._trouble.note("blobs", error)
+            raise
 
     async def _load(self, piece: FilePiece, count: int) -> None:
         """Has bytes read into the page cache. Raises _StorageFailed."""
@@ -259,7 +269,7 @@ class _ClientSocket:
             _shut_down(duplicate)  # the step ends at its next write instead of at the file's end
             if isinstance(error, asyncio.CancelledError):
                 raise
-            raise StorageError("the disk does not answer") from error
+            raise StorageError("the disk does not answer") from OSError(errno.ETIMEDOUT, "no answer in time")
 
 
 async def _writable(duplicate: socket.socket) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 from mirror.cache import Cache, Question
@@ -71,7 +72,8 @@ class BlobPuller:
         parts: tuple[ByteRange, ...] = ()
 
         async def detour(error: OSError) -> Body:
-            await self._cache.drop_blob(digest, file)
+            if error.errno != errno.ETIMEDOUT:  # slow says nothing of the bytes
+                await self._cache.drop_blob(digest, file)
             if parts and parts[0].length < file.size:
                 self._cache.trouble.note("blobs", error)
                 return RangeBody(

@@ -247,7 +247,9 @@ async def test_a_disk_that_hangs_costs_no_byte(start_mirror: StartMirror, upstre
 
     assert all((reply.body, reply.cache) == (warm.content, "hit") for reply in replies)
     assert all(reply.body == cold.content for reply in await waiting)
+    assert mirror.app.trouble.reasons == ["blobs: slow"]
     files.awake.set()
+    assert (await mirror.blob("demo", cold.digest)).cache == "hit"  # slow bytes are as right as others
 
 
 async def test_a_step_that_hangs_is_given_up(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
@@ -265,6 +267,7 @@ async def test_a_step_that_hangs_is_given_up(start_mirror: StartMirror, upstream
 
     assert (head.status, head.length) == (200, 200_000)
     await outcome(mirror)
+    assert mirror.app.trouble.reasons == ["blobs: slow"]
     files.opened.set()
     await nothing_left_open(before)
 
