@@ -19,7 +19,7 @@ from tests.upstream.fixtures import start_upstream, upstream
 __all__ = ["mirror", "start_mirror", "start_upstream", "upstream"]
 
 # Their clients compare what they got; where that fails the message shall say with what.
-pytest.register_assert_rewrite("tests.e2e")
+pytest.register_assert_rewrite("tests.e2e", "tests.disks")
 
 # A busy machine is no fault of the code: no test asserts on speed, hypothesis' default deadline would.
 settings.register_profile("mirror", deadline=None)

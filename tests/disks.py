@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 
@@ -53,8 +54,11 @@ class Pair:
         return [str(reason) for reason in body["degraded"]]
 
     async def mend(self) -> None:
-        """The disk works again, and the next round of upkeep sees it."""
+        """The disk works again, and upkeep sees it: in its next round, unless a busy machine makes it look slow."""
         self.disk.clear()
         await self.mirror.quiet()
-        await self.mirror.app.upkeep.round()
-        assert await self.degraded() == []
+        async with asyncio.timeout(10):
+            await self.mirror.app.upkeep.round()
+            while (told := await self.degraded()) and told == ["blobs: slow"]:
+                await self.mirror.app.upkeep.round()
+        assert told == []

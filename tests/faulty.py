@@ -51,6 +51,10 @@ class Trap:
         """Waits until it has caught a call."""
         assert await asyncio.to_thread(self._reached.wait, limit), "nothing came by"
 
+    def stands_before(self, method: str, path: Path) -> bool:
+        """Whether such a call may meet it."""
+        return method in self._methods and self._path in str(path)
+
     def catches(self, method: str, path: Path | None) -> bool:
         """Whether it stands in the way of this call; counts it."""
         if method not in self._methods or self._path not in str(path or ""):
@@ -140,6 +144,11 @@ class FaultyFiles(Files):
             self._paths[fd] = path
         self._after("open", path)
         return fd
+
+    def at_hand(self, path: Path) -> bool:
+        with self._lock:
+            trapped = any(trap.stands_before("open", path) for trap in self._traps)
+        return not trapped and super().at_hand(path)
 
     def rename(self, source: Path, target: Path) -> None:
         self._before("rename", target)

@@ -25,8 +25,10 @@ from mirror.store.unsettled import Unsettled
 __all__ = ["BlobEntry", "BlobStore", "Directory", "Leftover", "Spool", "is_full"]
 
 T = TypeVar("T")
+_OPEN_THREADS = 2
 _READ_THREADS = 8
 _WRITE_THREADS = 8
+_SETTLE_THREADS = 4
 _TIDY_THREADS = 4
 _CHECK_THREADS = 2
 _HASH_THREADS = min(8, os.cpu_count() or 1)
@@ -43,9 +45,9 @@ class BlobStore:
     """The blob files under `<root>/blobs` and the spools under `<root>/spool`.
 
     The coroutines do their file calls in threads. They raise StorageError where the disk fails, or does not answer for
-    `patience` seconds while a client waits. Reading does not wait behind writing, making room behind neither, nor
-    hashing behind any disk. What a use changes (mtime) is noted in memory and written in batches by `flush_uses`:
-    serving a blob writes nothing.
+    `patience` seconds while a client waits. What the kernel has in memory waits for no disk, reading not for writing,
+    writing not for fsync, making room for none of them, and hashing for no disk at all. What a use changes (mtime) is
+    noted in memory and written in batches by `flush_uses`: serving a blob writes nothing.
     """
 
     def __init__(
@@ -57,14 +59,18 @@ class BlobStore:
         """Spools of an earlier process: resumed when wanted, removed when in the way."""
         self._clock = clock
         self._patience = patience
+        self._opening = Threads("disk-open", _OPEN_THREADS)
+        """For what the kernel has in memory; what it has not may take its time in `_reading`."""
         self._reading = Threads("disk-read", _READ_THREADS)
         self._writing = Threads("disk-write", _WRITE_THREADS)
+        self._settling = Threads("disk-settle", _SETTLE_THREADS)
         self._tidying = Threads("disk-tidy", _TIDY_THREADS)
         self._checking = Threads("disk-check", _CHECK_THREADS)
         self._hashing = Threads("hash", _HASH_THREADS)
         self._unsettled = Unsettled(root / "unsettled", files)
         self._shelves = Shelves(root, files, self._unsettled, self._share)
         self._verifying = SingleFlight()
+        self._looking = SingleFlight()
         self._uses: dict[Digest, float] = {}
         self._spools: set[Path] = set()
         """Those of this process that are neither blobs nor removed yet."""
@@ -101,7 +107,16 @@ class BlobStore:
         """
         self._closing = True
         await self._verifying.close()
-        pools = (self._reading, self._writing, self._tidying, self._checking, self._hashing)
+        await self._looking.close()
+        pools = (
+            self._opening,
+            self._reading,
+            self._writing,
+            self._settling,
+            self._tidying,
+            self._checking,
+            self._hashing,
+        )
         try:
             async with asyncio.timeout(limit):
                 await asyncio.gather(*(pool.idle() for pool in pools))
@@ -129,7 +144,11 @@ class BlobStore:
         """
         if digest in self._unsettled and not await self._verified(digest):
             return None
-        return await self._reading.run(self._shelves.open, digest, limit=self._patience, unwanted=_release)
+        pool = self._opening
+        if not await pool.run(self._shelves.is_at_hand, digest, limit=self._patience):
+            pool = self._reading
+            await self._looking.run(digest, lambda: pool.run(self._shelves.size, digest, limit=self._patience))
+        return await pool.run(self._shelves.open, digest, limit=self._patience, unwanted=_release)
 
     async def remove(self, digest: Digest) -> int:
         """Unlinks a blob; whoever is being sent it still reads on. Returns the bytes it had, 0 if it was gone."""
@@ -254,7 +273,7 @@ class BlobStore:
 
     async def commit(self, spool: Spool) -> None:
         """Makes the spool the blob: on the disk, then visible under its digest. The caller has verified the hash."""
-        await self._writing.run(self._shelves.place, spool, holding=spool.file)
+        await self._settling.run(self._shelves.place, spool, holding=spool.file)
         self._spools.discard(spool.path)
         if spool.digest in self.leftovers:
             await self.discard_leftover(spool.digest)

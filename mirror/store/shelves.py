@@ -51,6 +51,10 @@ class Shelves:
         self._shelves = {directory: _Shelf() for directory in DIRECTORIES}
         self._counting = threading.Lock()
 
+    def is_at_hand(self, digest: Digest) -> bool:
+        """Whether `open` needs no disk."""
+        return self._files.at_hand(self._path(digest))
+
     def open(self, digest: Digest) -> SharedFile | None:
         """The blob's file; None where there is none."""
         try:

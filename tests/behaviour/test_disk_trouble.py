@@ -116,6 +116,41 @@ async def test_a_slow_disk_stops_nobody_else(pair: Pair, method: str, path: str)
     await asyncio.gather(*waiting)
 
 
+@pytest.mark.parametrize("methods", [("open",), ("open", "stat")])
+async def test_one_blob_that_does_not_come_keeps_no_other_waiting(pair: Pair, methods: tuple[str, ...]) -> None:
+    """More clients wait for it than there are threads: other blobs are served, held ones and new ones."""
+    slow, warm = await pair.warm(), await pair.warm()
+    trap = pair.disk.hold(*methods, path=slow.digest.hex)
+    waiting = [asyncio.create_task(pair.check(slow, clients=1)) for _ in range(40)]
+    await trap.met()
+
+    for _ in range(3):
+        assert await pair.check(warm, clients=20) == ["hit"] * 20
+        new = pair.blob()
+        assert "miss" in await pair.check(new, clients=3)
+        await until(lambda: not pair.mirror.app.downloads.all)
+        assert await pair.check(new, clients=3) == ["hit"] * 3
+
+    trap.release()
+    await asyncio.gather(*waiting)
+
+
+async def test_fills_do_not_wait_for_the_fsync_of_others(pair: Pair) -> None:
+    """However many blobs are on their way to a slow disk, the next one comes as fast as its upstream sends it."""
+    warm = await pair.warm()
+    trap = pair.disk.hold("fsync", path="spool")
+    await asyncio.gather(*(pair.check(pair.blob()) for _ in range(20)))
+    await trap.met()
+
+    for _ in range(3):
+        await pair.check(pair.blob(MIB), clients=3)
+        assert await pair.check(warm, clients=3) == ["hit"] * 3
+    assert len(pair.mirror.app.downloads.all) == 23
+
+    trap.release()
+    await pair.mend()
+
+
 async def test_nobody_waits_for_what_is_only_our_own_good(pair: Pair) -> None:
     """The last byte is given before the blob is safe on the disk."""
     trap = pair.disk.hold("fsync", path="spool")
