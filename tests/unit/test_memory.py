@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
+from contextvars import ContextVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.memory import Bounded, Memory
+from tests.clock import Clock
+
+
+class Value:
+    """Something that can be seen to be gone."""
 
 
 async def test_a_value_is_there_until_its_time_is_over() -> None:
@@ -53,6 +61,44 @@ async def test_an_old_timer_does_not_end_a_new_value() -> None:
     await memory.close()
 
 
+async def test_what_nobody_asks_for_any_more_goes_when_its_time_is_over() -> None:
+    """It takes no memory until the bound on keys is reached: names that are not there are asked for once each."""
+    clock = Clock()
+    memory = Memory(clock=clock)
+    values = [Value() for _ in range(100)]
+    seen = [weakref.ref(value) for value in values]
+    for number, value in enumerate(values):
+        await memory.set((str(number),), value, 30 if number % 2 else 3600)
+    values.clear()
+    del value
+
+    clock.forward(60)
+    await memory.set(("another",), "value", 60)
+
+    assert [number for number, reference in enumerate(seen) if reference() is not None] == list(range(0, 100, 2))
+    await memory.close()
+
+
+async def test_what_a_request_has_bound_is_not_kept_with_what_it_remembers() -> None:
+    """A thousand small records do not hold the log fields of a thousand requests that are long over."""
+    memory = Memory()
+    variable: ContextVar[Value] = ContextVar("variable")
+
+    async def request() -> weakref.ref[Value]:
+        bound = Value()
+        variable.set(bound)
+        await memory.set(("key",), "value", 3600)
+        return weakref.ref(bound)
+
+    bound = await asyncio.create_task(request())
+    await asyncio.sleep(0)  # the loop itself holds the task's last step until its next round
+    gc.collect()
+
+    assert bound() is None
+    assert await memory.get(("key",)) == "value"
+    await memory.close()
+
+
 async def test_keys_are_values() -> None:
     """However the parts are cut, another tuple is another key."""
     memory = Memory()
@@ -65,7 +111,7 @@ async def test_keys_are_values() -> None:
 
 
 async def test_the_number_of_keys_is_bounded() -> None:
-    """The least recently used goes, and its timer with it."""
+    """The least recently used goes."""
     memory = Memory(max_keys=3)
     for name in ("a", "b", "c"):
         await memory.set((name,), name, 60)
