@@ -27,7 +27,7 @@ ACCEPTED := CVE-2025-69872
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve demo bench test fuzz crash-all e2e-programs check lint types floors format docs requirements audit clean
+.PHONY: help serve demo bench test fuzz soak crash-all e2e-programs check lint types floors format docs requirements audit clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,9 @@ fuzz: $(DEV) ## try 20,000 odd requests, other ones each time (EXAMPLES=100000 f
 
 crash-all: $(DEV) ## 200 kills and 300 power losses, other ones each time (minutes), and what they cost
 	CRASH_KILLS=$(or $(KILLS),200) CRASH_CUTS=$(or $(CUTS),300) $(BIN)/python -m pytest -s tests/crash
+
+soak: $(DEV) ## half an hour of clients, upstream faults and evictions: does anything grow? (MINUTES=2 for less)
+	$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),30) $(if $(JSON),--json $(JSON))
 
 e2e-programs: | $(BIN)/python ## make the programs for end-to-end tests that Debian lacks (needs Go; minutes, once)
 	$(BIN)/python -m tests.e2e.build_programs

@@ -1,4 +1,4 @@
-"""What a running process takes, as the kernel sees it: memory, files, threads, and what it keeps on the disk."""
+"""What a running process takes, as the kernel sees it: memory, files, threads, and what it stores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _KIB = 1 << 10
-_BLOCK = 512  # bytes that st_blocks counts in, whatever the file system's own blocks are
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +35,17 @@ def open_files(pid: int) -> int:
     return sum(1 for _ in (_PROC / str(pid) / "fd").iterdir())
 
 
-def disk_bytes(top: Path) -> int:
-    """What a directory that somebody is writing in takes on its disk."""
-    total = 0
+def stored_bytes(top: Path) -> int:
+    """The bytes of all files in a directory that somebody is writing in; one that moves meanwhile counts once."""
+    found: dict[int, int] = {}
     for directory, _, names in os.walk(top):
         for name in names:
             try:
-                total += (Path(directory) / name).lstat().st_blocks * _BLOCK
+                status = (Path(directory) / name).lstat()
             except FileNotFoundError:
-                pass  # it was moved or removed while we looked
-    return total
+                continue  # it was moved or removed while we looked
+            found[status.st_ino] = status.st_size
+    return sum(found.values())
 
 
 def _status(pid: int) -> dict[str, str]:

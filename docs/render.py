@@ -1,18 +1,20 @@
 """Fills the generated parts of the documentation: `python -m docs.render`.
 
-A part stands between `<!-- begin WHAT -->` and `<!-- end -->`; WHAT is `settings`, the table of configuration keys, or
-`file PATH`, a file of the repository that the tests use as well.
+A part stands between `<!-- begin WHAT -->` and `<!-- end -->`; WHAT is `settings`, the table of configuration keys,
+`file PATH`, a file of the repository that the tests use as well, or `soak PATH`, what `make soak JSON=PATH` found.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+from bench.soak import verdict
 from mirror.config import settings_table
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/clients.md")
+DOCUMENTS = ("README.md", "docs/clients.md", "docs/reliability.md")
 
 _PART = re.compile(r"(<!-- begin (?P<what>[^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _LANGUAGES = {".json": "json", ".toml": "toml", ".conf": "toml", ".yaml": "yaml"}
@@ -30,6 +32,8 @@ def _made(what: str) -> str:
     if kind == "file":
         path = ROOT / argument
         return f"```{_LANGUAGES.get(path.suffix, '')}\n{path.read_text().strip()}\n```\n"
+    if kind == "soak":
+        return verdict.table(json.loads((ROOT / argument).read_text()))
     raise ValueError(f"no generated part is called {what!r}")
 
 

@@ -35,6 +35,11 @@ class Process:
     def pid(self) -> int:
         return self._running.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._running.poll()
+
     def wait_until(self, ready: Callable[[], bool], *, seconds: float = _START) -> None:
         """Returns when `ready` says so. Raises, with the log's end, if the program ends before or time runs out."""
         came = eventually(lambda: self._running.poll() is not None or ready(), seconds=seconds)
