@@ -39,7 +39,7 @@ class Unsettled:
             text = self._files.read(fd, max(1, self._files.size(fd)), 0).decode("ascii", "replace")
         finally:
             self._files.close(fd)
-        lines = text.splitlines()
+        lines = text.replace("\0", "\n").splitlines()  # a power loss may leave zeros in place of the next line
         self._suspects = dict.fromkeys(_digests(lines))
         self._lines = len(lines)
         return len(self._suspects)

@@ -116,6 +116,18 @@ def test_a_torn_line_costs_no_other(tmp_path_factory: pytest.TempPathFactory, at
     assert suspects(tmp_path) == whole | {DIGESTS[100]}
 
 
+def test_zeros_after_a_line_do_not_cost_it(tmp_path: Path) -> None:
+    """A power loss may leave the length of a line that was never synced, without its bytes."""
+    journal = reloaded(tmp_path)
+    journal.add(DIGESTS[0])
+    data = (tmp_path / "unsettled").read_bytes()
+    (tmp_path / "unsettled").write_bytes(data + bytes(72))
+
+    reloaded(tmp_path).add(DIGESTS[1])
+
+    assert suspects(tmp_path) == {DIGESTS[0], DIGESTS[1]}
+
+
 def test_a_line_that_did_not_reach_the_disk_is_an_error(journal: Unsettled, disk: FaultyFiles, tmp_path: Path) -> None:
     """The commit then fails, and the half line costs no later one."""
     disk.fail(errno.ENOSPC, "write", times=1)
