@@ -412,7 +412,7 @@ def _key(kind: str, target: Target, reference: Named) -> Key:
     return (kind, target.upstream.host, target.repository, *parts)
 
 
-def _weight(record: object) -> int:
+def _weight(_: Key, record: object) -> int:
     items = record.items if isinstance(record, ListRecord) else ()
     if isinstance(record, CursorRecord):
         items = (record.query,)

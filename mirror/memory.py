@@ -20,8 +20,8 @@ _SLOT_SECONDS = 10.0
 class Memory:
     """A bounded map with a time to live per key, over aiocache's memory backend, which has no bound of its own.
 
-    Above `max_keys`, or above `limit` in what `weigh` says of the values, the least recently used keys go; a value that
-    alone is heavier is not kept. Values are shared by reference: treat them as frozen.
+    Above `max_keys`, or above `limit` in what `weigh` says of keys with their values, the least recently used go; what
+    is heavier alone is not kept. Values are shared by reference: treat them as frozen.
 
     Times are kept here. aiocache would set a timer for each key, and a timer holds on to all that the request which set
     it has bound to its context. What nobody asks for any more goes with the first `set` after its time.
@@ -32,7 +32,7 @@ class Memory:
         max_keys: int = 20_000,
         *,
         limit: float = math.inf,
-        weigh: Callable[[Any], int] = lambda _: 0,
+        weigh: Callable[[Key, Any], int] = lambda _key, _value: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # timeout=0: the default wraps each call in a timer that costs more than the call.
@@ -60,7 +60,7 @@ class Memory:
 
     async def set(self, key: Key, value: Any, ttl: float) -> None:
         """Keeps `value` for `ttl` seconds; a `ttl` that is not positive keeps nothing."""
-        weight, now = self._weigh(value), self._clock()
+        weight, now = self._weigh(key, value), self._clock()
         await self._sweep(now)
         await self.delete(key)
         if ttl <= 0 or weight > self._limit:

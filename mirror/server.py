@@ -31,7 +31,7 @@ from mirror.auth import Authenticator
 from mirror.cache import Cache
 from mirror.config import Address, Settings
 from mirror.download import PACED, Downloads, Lanes, Tools
-from mirror.memory import Memory
+from mirror.memory import Key, Memory
 from mirror.metrics import Metrics
 from mirror.oci.errors import StorageError
 from mirror.pull import (
@@ -59,6 +59,8 @@ from mirror.upstream import Upstreams
 _ADMIN_CONNECTIONS = 256
 """To the admin port, which has few clients, and must have a place for them when the other one is crowded."""
 _MOST_DESCRIPTORS = 1 << 20
+_SECRET_BYTES = 16 << 20
+"""Of tokens and challenges: how long one is, and the names by which it is found, is an upstream's choice."""
 _CANCEL_SECONDS = 0.1
 """What a handler that is cut off gets to let go of its things."""
 _HANGING_SECONDS = 5.0
@@ -109,7 +111,7 @@ class Mirror:
             clock=clock,
             streams=settings.max_downloads + PACED,
         )
-        self._secrets = Memory(max_keys=10_000)
+        self._secrets = Memory(max_keys=10_000, limit=_SECRET_BYTES, weigh=_secret_weight)
         authenticator = Authenticator(self._transport, self._secrets, metrics=self.metrics, clock=clock)
         upstreams = Upstreams(router, self._transport, authenticator)
 
@@ -322,6 +324,10 @@ def _leave_hanging_threads_behind() -> None:
     timer = threading.Timer(_HANGING_SECONDS, os._exit, (0,))
     timer.daemon = True
     timer.start()
+
+
+def _secret_weight(key: Key, value: object) -> int:
+    return sum(map(len, key)) + len(value if isinstance(value, str) else repr(value))
 
 
 def _raise_descriptor_limit() -> None:

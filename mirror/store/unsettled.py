@@ -63,6 +63,8 @@ class Unsettled:
         """Notes a blob that is about to become visible; on the disk when this returns. Raises OSError."""
         with self._lock:
             self._recent.append(digest)
+            if len(self._recent) > _COMPACT_AT:  # a disk that takes no lines must not make the list grow
+                self._recent = self._recent[-_KEEP:]
             # In the file, not in memory: else each crash would leave its lines to the next.
             if self._lines - len(self._suspects) >= _COMPACT_AT:
                 self._recent = self._recent[-_KEEP:]

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -17,6 +18,7 @@ from mirror.transport.addresses import GuardedResolver, IsGlobal
 
 _HEADER_LIMIT = 64 << 10  # signed URLs in Location pass aiohttp's 8190 bytes
 _IDLE = 30.0
+_MOST_IDLE = 128
 
 
 class Sessions:
@@ -90,9 +92,7 @@ class Sessions:
         resolver = GuardedResolver(self.resolver, self._is_global) if guarded else self.resolver
         limits = self._timeouts
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=resolver, limit=self._connections, limit_per_host=0, keepalive_timeout=_IDLE
-            ),
+            connector=_Connector(resolver=resolver, limit=self._connections, limit_per_host=0, keepalive_timeout=_IDLE),
             timeout=aiohttp.ClientTimeout(total=None, connect=limits.connect, sock_connect=limits.connect_address),
             headers={"User-Agent": f"mirror/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"},
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -101,6 +101,14 @@ class Sessions:
             max_field_size=_HEADER_LIMIT,
             trust_env=False,  # would read .netrc, too
         )
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Keeps few idle connections: aiohttp counts those in use only, and a pattern stands for any number of hosts."""
+
+    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
+        idle = sum(map(len, self._conns.values()))
+        super()._release(key, protocol, should_close=should_close or idle >= _MOST_IDLE)
 
 
 def _context(ca_file: Path) -> ssl.SSLContext:

@@ -256,7 +256,7 @@ async def test_a_registry_that_answers_nothing_does_not_take_all_connections(
     paths = [f"/slow.example:5000/v2/library/demo{number}/manifests/1" for number in range(400)]
     clients = [asyncio.create_task(mirror.get(path)) for path in paths]
     async with asyncio.timeout(15):
-        await slow.until(lambda: slow.in_flight >= 144)
+        await slow.until(lambda: slow.in_flight >= 144, limit=15)
         image = upstream.add_image("library/demo", "1")
         assert (await mirror.manifest("demo", "1")).body == image.manifest.content
     assert slow.in_flight == 144
@@ -271,3 +271,19 @@ async def test_a_question_without_a_turn_is_honest(start_mirror: StartMirror, up
     replies = await asyncio.gather(*map(mirror.get, paths))
     assert {reply.status for reply in replies} == {503, 504}
     assert all(reply.headers["Retry-After"] for reply in replies if reply.status == 503)
+
+
+async def test_few_idle_connections_are_kept(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """After a crowd most of them wait for the next one, but not all: each could be to another host."""
+    mirror = await start_mirror(timeouts=PATIENT)
+    opened = []
+    for round_ in range(2):
+        rule = upstream.fault("/v2/library/*", stall())
+        paths = [f"/v2/library/demo{round_}-{number}/manifests/1" for number in range(144)]
+        clients = [asyncio.create_task(mirror.get(path)) for path in paths]
+        await upstream.until(lambda: upstream.in_flight == 144, limit=15)
+        opened.append(upstream.connections)
+        rule.remove()
+        rule.release()
+        await asyncio.gather(*clients)
+    assert 10 <= opened[1] - opened[0] <= 30

@@ -129,7 +129,7 @@ async def test_the_number_of_keys_is_bounded() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-1, 12)), max_size=40))
 async def test_the_weight_of_the_values_is_bounded(steps: list[tuple[str, int]]) -> None:
     """What is held weighs at most the limit; the value set last is held unless it alone is too heavy (-1: deleted)."""
-    memory = Memory(limit=10, weigh=lambda value: int(value))
+    memory = Memory(limit=10, weigh=lambda _, value: int(value))
     for name, weight in steps:
         if weight < 0:
             await memory.delete((name,))
@@ -143,7 +143,7 @@ async def test_the_weight_of_the_values_is_bounded(steps: list[tuple[str, int]])
 
 async def test_the_least_recently_used_makes_room_for_a_heavy_value() -> None:
     """As many as it takes, and no more."""
-    memory = Memory(limit=10, weigh=len)
+    memory = Memory(limit=10, weigh=lambda _, value: len(value))
     for name in "abc":
         await memory.set((name,), name * 3, 60)
     await memory.get(("a",))
