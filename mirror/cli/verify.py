@@ -22,7 +22,7 @@ _INTERRUPTED = 130
 @click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="Configuration in YAML.")
 @click.option("--jobs", type=click.IntRange(1, 64), help="Blobs to read at a time; one per CPU, and four at most.")
 def verify(file: Path | None, jobs: int | None) -> None:
-    """Hash all blobs that are held, and remove those that have rotted.
+    """Hash all held blobs, and remove the rotten ones.
 
     A server may be at work on the same data: it fetches again what is wanted of them. Prints one line for each blob
     that is not right, and exits with 1 if there was one.
