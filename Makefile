@@ -44,8 +44,8 @@ bench: $(DEV) ## measure warm pulls beside other servers, as far as they are ins
 test: $(DEV) ## set up what is missing and run the tests (ARGS="-m e2e -x" goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
 
-fuzz: $(DEV) ## try 20,000 odd requests, other ones each time (EXAMPLES=100000 for more)
-	FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/behaviour/test_fuzz.py
+fuzz: $(DEV) ## try 20,000 odd requests, and as much with each parser, other ones each time (EXAMPLES=100000 for more)
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/behaviour/test_fuzz.py tests/fuzz
 
 crash-all: $(DEV) ## 200 kills and 300 power losses, other ones each time (minutes), and what they cost
 	CRASH_KILLS=$(or $(KILLS),200) CRASH_CUTS=$(or $(CUTS),300) $(BIN)/python -m pytest -s tests/crash

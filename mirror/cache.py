@@ -89,7 +89,7 @@ class HeldManifest:
     digest: Digest
     content: bytes
     outline: Manifest | None
-    blobs: tuple[tuple[Digest, int], ...]
+    blobs: tuple[tuple[Digest, int | None], ...]
     renewed_at: float
 
 
@@ -257,7 +257,7 @@ class Cache:
         held = self._manifests.get(digest)
         for blob, size in held.blobs if held is not None else ():
             self.blobs.touch(blob)
-            if size >= 0:
+            if size is not None:
                 self._hints.set((target.upstream.host, target.repository, blob), size)
 
     def size_hint(self, target: Target, digest: Digest) -> int | None:

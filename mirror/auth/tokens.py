@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -171,9 +172,10 @@ class Tokens:
 def _lifetime(answer: _Answer, now: float) -> float:
     """Seconds of life left: `expires_in`, at least a minute, from `issued_at`, or from now where that is nonsense."""
     try:
-        seconds = min(max(float(answer.expires_in or 0), _SHORTEST), _LONGEST)
-    except (ValueError, TypeError):
-        seconds = _SHORTEST
+        said = float(answer.expires_in or 0)
+    except (ValueError, TypeError, OverflowError):
+        said = 0.0
+    seconds = _SHORTEST if math.isnan(said) else min(max(said, _SHORTEST), _LONGEST)
     try:
         issued = datetime.fromisoformat(answer.issued_at)
         age = now - (issued if issued.tzinfo else issued.replace(tzinfo=UTC)).timestamp()

@@ -21,6 +21,7 @@ ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*;
 MANIFEST_LIMIT = 4 << 20
 """Bytes; the specification lets a registry refuse larger ones, and clients do."""
 
+_LARGEST = 2**63 - 1
 _WELL_KNOWN = {kind.lower(): kind for kind in (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)}
 _SAY_NOTHING = frozenset({"", "application/json", "text/plain", "application/octet-stream", "text/html"})
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
@@ -56,12 +57,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             manifests=None if self.manifests is None else [],
         )
 
-    def named_blobs(self) -> Iterator[tuple[Digest, int]]:
-        """Digest and size in bytes of config, layers and blobs, without those whose digest we cannot verify."""
+    def named_blobs(self) -> Iterator[tuple[Digest, int | None]]:
+        """Digest and size in bytes of config, layers and blobs, without those whose digest we cannot verify.
+
+        The size is None where the manifest gives one that no blob can have.
+        """
         return _named([*([self.config] if self.config else []), *(self.layers or ()), *(self.blobs or ())])
 
-    def named_manifests(self) -> Iterator[tuple[Digest, int]]:
-        """Digest and size in bytes of an index's children."""
+    def named_manifests(self) -> Iterator[tuple[Digest, int | None]]:
+        """The same of an index's children."""
         return _named(self.manifests or [])
 
 
@@ -104,9 +108,10 @@ def _media_type(text: str | None) -> str:
     return essence if _MEDIA_TYPE.fullmatch(essence) else ""
 
 
-def _named(descriptors: list[Descriptor]) -> Iterator[tuple[Digest, int]]:
+def _named(descriptors: list[Descriptor]) -> Iterator[tuple[Digest, int | None]]:
     for descriptor in descriptors:
         try:
-            yield Digest.parse(descriptor.digest), descriptor.size
+            digest = Digest.parse(descriptor.digest)
         except DigestInvalid:
             continue
+        yield digest, descriptor.size if 0 <= descriptor.size <= _LARGEST else None

@@ -17,6 +17,8 @@ from mirror.transport.deadline import Deadline
 LONGEST = 300.0
 """Seconds; no upstream can silence us for longer."""
 
+_LONGEST_TEXT = 128
+"""Characters of Retry-After; whatever means something is shorter, and to look for it takes the square of the length."""
 _LONGEST_GUESS = 60.0
 _EPOCH = 1e9
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|ns|us|\D{1,2}s|s)", re.ASCII)
@@ -29,7 +31,7 @@ def parse_retry_after(header: str | None, now: float) -> float | None:
     Read are seconds, HTTP-dates, Unix epochs in seconds or milliseconds (Docker Hub has sent them: numbers too large
     to be a wait) and durations such as `880µs` (GHCR). `now` is Unix time.
     """
-    if header is None:
+    if header is None or len(header) > _LONGEST_TEXT:
         return None
     text = header.strip()
     seconds = _number(text, now)
