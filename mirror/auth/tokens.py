@@ -74,7 +74,7 @@ class _Answer(msgspec.Struct):
     issued_at: Any = None
 
 
-_decode = msgspec.json.Decoder(_Answer).decode
+decode_token = msgspec.json.Decoder(_Answer).decode
 
 
 class Tokens:
@@ -160,7 +160,7 @@ class Tokens:
     def _read(self, body: bytes, asked: str) -> tuple[str, float]:
         """The token and the seconds that it lives from now."""
         try:
-            answer = _decode(body)
+            answer = decode_token(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise UpstreamUnavailable(f"{asked}: answered with something that is no token", reason="token") from None
         value = answer.token or answer.access_token or ""

@@ -20,6 +20,8 @@ _HEAD = b'{"schemaVersion":2,"mediaType":"%s","manifests":[' % OCI_INDEX.encode(
 _TAIL = b"]}"
 _SHORTEST = len('{"digest":"sha256:"}') + 64
 """Characters of what can name a digest; to find out by reading takes longer."""
+_MOST_STRANGE = 10_000
+"""Entries that name no digest and may be in an index all the same; each of them is looked at."""
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -57,6 +59,8 @@ def parse_index(body: bytes) -> list[str] | None:
     """
     try:
         entries = _decode_index(body).manifests or []
+        if len(entries) > len(body) // _SHORTEST + _MOST_STRANGE:
+            return None
         texts = [bytes(entry).decode() for entry in entries]
     except _UNREADABLE:
         return None

@@ -11,6 +11,8 @@ import msgspec
 from mirror.oci.errors import InvalidRequest
 from mirror.oci.reference import is_tag
 
+_MOST_ENTRIES = 500_000
+"""Of one page: five times what the longest known ones have. To look at each of more would stop everybody's requests."""
 _MOST = 10**9
 """What a larger `n` means as well: everything."""
 
@@ -30,6 +32,8 @@ def parse_tags(body: bytes) -> list[str] | None:
     try:
         tags = _decode(body).tags or []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if len(tags) > _MOST_ENTRIES:
         return None
     return [tag for tag in tags if isinstance(tag, str) and is_tag(tag)]
 

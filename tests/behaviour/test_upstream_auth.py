@@ -295,11 +295,23 @@ class TestTokens:
             Bearer(fields=("access_token",)),
             Bearer(says=None, issued_at=None),
             Bearer(says=1),
+            Bearer(says="nan"),
+            Bearer(says=10**400),
             Bearer(issued_at="2001-01-01T00:00:00Z"),
             Bearer(issued_at="2999-01-01T00:00:00.123456789Z"),
             Bearer(issued_at="yesterday"),
         ],
-        ids=["token", "access_token", "nothing-said", "a-second", "long-ago", "future", "nonsense"],
+        ids=[
+            "token",
+            "access_token",
+            "nothing-said",
+            "a-second",
+            "no-number",
+            "no-end",
+            "long-ago",
+            "future",
+            "nonsense",
+        ],
     )
     async def test_any_form_of_token_answer_will_do(
         self, upstream: FakeRegistry, start_asking: StartAsking, image: Digest, auth: Bearer

@@ -80,7 +80,7 @@ class Bearer(NoAuth):
         *,
         anonymous: bool = True,
         lifetime: float = 300.0,
-        says: float | Literal["lifetime"] | None = "lifetime",
+        says: float | str | None = "lifetime",
         issued_at: str | None = "now",
         realm: str | None = None,
         service: str | None = "fake-registry",
