@@ -106,6 +106,9 @@ class Records:
         """Bytes of what a newer version left, as last measured."""
         self._undone: dict[Key, None] = {}
         """Deletions that the database has not heard of: it was locked, or its disk full."""
+        self._mark = path.with_name(f"{path.name}.outdated")
+        """There while the database has not heard of a deletion: who finds it after a kill must not believe the rest."""
+        self._marked = False
         self._closed = False
 
     async def open(self) -> None:
@@ -123,6 +126,7 @@ class Records:
                 await self._begin_anew(self._cache, StorageError(f"somebody removed {missing[0].name}"))
         for key in list(self._undone):
             await self.delete(key)
+        await self._set_mark(bool(self._undone))
 
     async def get(self, key: Key) -> bytes | None:
         """The value of `key`, or None."""
@@ -141,12 +145,17 @@ class Records:
         return written
 
     async def delete(self, key: Key) -> None:
-        """Removes `key`, if it is there; from now on, even where the disk hears of it only later."""
+        """Removes `key`, if it is there; from now on, even where the disk hears of it only later.
+
+        What it removed does not come back after a kill, nor after a power loss.
+        """
         self._undone[key] = None
         if await self._call(self._writer, lambda cache: _delete(cache, key), False):
             self._undone.pop(key, None)
         elif len(self._undone) > _UNDONE and self._cache is not None:
             await self._begin_anew(self._cache, StorageError("it has not heard of too many deletions"))
+        else:
+            await self._set_mark(wanted=True)
 
     async def volume(self) -> int:
         """Bytes on the disk: the database, its log, and what was moved aside; else the last figure there was."""
@@ -186,6 +195,7 @@ class Records:
                 await self._close_connection(pool, cache)
         if self._undone:
             await self._forget_everything()
+        await self._set_mark(bool(self._undone))
         for pool in (self._reader, self._writer):
             pool.shutdown(wait=False)
 
@@ -195,8 +205,21 @@ class Records:
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await asyncio.get_running_loop().run_in_executor(self._writer, self._unlink)
+            self._undone.clear()
         except OSError as error:
             _log.error("the records cannot be removed", error=str(error) or "timed out")
+
+    async def _set_mark(self, wanted: bool) -> None:
+        """Has the mark be there or not; in the reader's thread, one after the other."""
+        if self._marked == wanted:
+            return
+        self._marked = wanted
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await asyncio.get_running_loop().run_in_executor(self._reader, self._make_mark, wanted)
+        except OSError as error:
+            self._marked = not wanted
+            _log.error("a kill would bring deleted records back", error=str(error) or "timed out")
 
     # Calls.
 
@@ -267,6 +290,7 @@ class Records:
             cache, anew = await asyncio.get_running_loop().run_in_executor(self._writer, self._open_sound, damage)
             if anew:
                 self._undone.clear()
+                self._marked = False
             self._cache = cache
             self._trouble.clear("records")
         except Exception as error:
@@ -278,6 +302,8 @@ class Records:
         """The database, and whether it is a new one in the place of one that cannot be used."""
         self._check_home()
         aside = self._aside
+        if damage is None and not self._marked and self._mark.exists():
+            damage = "a process was killed before they had heard of all deletions"
         if damage is None:
             try:
                 cache = self._open_there()
@@ -295,6 +321,7 @@ class Records:
         self._move_to(aside, damage)
         cache = self._open_there()
         _schema(cache)
+        self._mark.unlink(missing_ok=True)
         return cache, True
 
     def _open_there(self) -> Any:
@@ -337,6 +364,17 @@ class Records:
 
     # In the threads.
 
+    def _make_mark(self, wanted: bool) -> None:
+        if not wanted:
+            self._mark.unlink(missing_ok=True)
+            return
+        self._mark.touch(mode=0o600)
+        directory = os.open(self._mark.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
     def _unlink(self) -> None:
         for path in self._parts:
             path.unlink(missing_ok=True)
@@ -360,7 +398,13 @@ def encode_key(key: Key) -> str:
 
 
 def _delete(cache: Any, key: Key) -> bool:
-    cache.delete(encode_key(key))
+    # Alone of all changes this one is synced: what was lost of the others is asked again, but a permission that has
+    # ended must not come back when the power does.
+    _sql(cache, "PRAGMA synchronous = FULL")
+    try:
+        cache.delete(encode_key(key))
+    finally:
+        _sql(cache, "PRAGMA synchronous = NORMAL")
     return True
 
 

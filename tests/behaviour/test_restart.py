@@ -6,6 +6,7 @@ import errno
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -283,6 +284,27 @@ async def test_the_budget_holds_right_after_a_crash(
 
     assert bytes_in(top) < 10 * MIB
     trap.release()
+
+
+@pytest.mark.parametrize("locked", [False, True])
+async def test_a_refusal_survives_a_kill(
+    start_mirror: StartMirror, upstream: FakeRegistry, image: Image, crash: Crash, locked: bool
+) -> None:
+    """Also where the database could not hear of it: nothing of the repository is given while nobody can be asked."""
+    timeouts = short_timeouts(stale_after=10.0, try_=8.0, first_byte=15.0)
+    mirror = await start_mirror(timeouts=timeouts, tag_ttl=0)
+    await pull(mirror, image)
+    upstream.make_private("library/demo")
+    with closing(sqlite3.connect(mirror.settings.storage.path / "records" / "cache.db", isolation_level=None)) as other:
+        if locked:
+            other.execute("BEGIN IMMEDIATE")
+        assert (await mirror.manifest("demo", "1")).status == 403
+        top = crash(mirror)
+    await upstream.stop()
+
+    after = await start_mirror(path=top)
+
+    assert {(await after.get(path)).status for path in paths(image)} == {503}
 
 
 async def test_a_journal_that_cannot_be_read_stops_the_start(

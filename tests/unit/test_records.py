@@ -796,6 +796,49 @@ async def test_a_deletion_that_the_disk_does_not_hear_of_counts_all_the_same(sma
     await again.close()
 
 
+async def test_what_was_deleted_stays_deleted_after_a_kill(path: Path, trouble: Trouble, tmp_path: Path) -> None:
+    """Also where the database was locked: the next process finds a mark, and asks for everything again."""
+    secret = ("link", "secret")
+    records = await reopened(path, trouble)
+    await records.set(secret, b"may", HOUR)
+    lock = sqlite3.connect(path / "cache.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    await records.delete(secret)
+    shutil.copytree(path.parent, tmp_path / "killed")
+    lock.execute("ROLLBACK")
+    lock.close()
+
+    after = await reopened(tmp_path / "killed" / path.name, trouble)
+    assert await after.get(secret) is None
+    assert await after.set(KEY, b"value", HOUR)
+    await after.close()
+    again = await reopened(tmp_path / "killed" / path.name, trouble)
+    assert await again.get(KEY) == b"value", "one mark costs the names once"
+    await again.close()
+    await records.close()
+    survivor = await reopened(path, trouble)
+    assert await survivor.get(secret) is None
+    assert await survivor.count() == 1, "and none where it was done in the end"
+    await survivor.close()
+
+
+async def test_a_deletion_is_synced(path: Path, trouble: Trouble) -> None:
+    """It is in the log on the disk when `delete` returns; other changes may be lost with the power."""
+    records, said = await reopened(path, trouble), list[str]()
+    await records.set(KEY, b"value", HOUR)
+    writer, cache = records._writer, records._cache
+    writer.submit(lambda: cache._con.set_trace_callback(said.append)).result()
+
+    await records.delete(KEY)
+    await records.set(KEY, b"value", HOUR)
+
+    settings = [number for number, text in enumerate(said) if "synchronous" in text]
+    assert [said[number] for number in settings] == ["PRAGMA synchronous = FULL", "PRAGMA synchronous = NORMAL"]
+    deletions = [number for number, text in enumerate(said) if text.startswith(("DELETE", "COMMIT"))][:2]
+    assert settings[0] < deletions[0] < deletions[1] < settings[1]
+    await records.close()
+
+
 async def test_a_deletion_is_done_once_the_lock_is_gone(path: Path, trouble: Trouble) -> None:
     """`mend` tells the database what it could not hear."""
     records = await reopened(path, trouble)
