@@ -7,6 +7,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -38,6 +39,8 @@ _MOST_USES = 200_000
 _MOST_SUSPECTS = 10_000
 """That may have no blob; looking for more of them is worth the wait at the start."""
 _PROBE_BYTES = 4096
+_WRITTEN = 1_700_000_000.0
+"""Seconds since the epoch: when this was written, roughly."""
 _log = structlog.get_logger()
 
 
@@ -390,8 +393,16 @@ class BlobStore:
         return count, size
 
     def _as_used(self, entry: BlobEntry) -> BlobEntry:
-        """The entry with the later of its file's time and the use noted in memory."""
-        noted = self._uses.get(entry.digest, 0.0)
+        """The entry with the later of its file's time and the use noted in memory.
+
+        A time that has not come yet is from before the clock was set back: it would keep the blob younger than those
+        that are in use, so it becomes now. A clock that says less than `_WRITTEN` has not been set yet, and counts not.
+        """
+        now, noted = float(int(self._clock())), self._uses.get(entry.digest, 0.0)
+        if _WRITTEN < now < entry.used_at - 1:
+            with suppress(OSError):  # then the next survey does it
+                self._shelves.used({entry.digest: now})
+            return replace(entry, used_at=now)
         return entry if noted <= entry.used_at else replace(entry, used_at=noted)
 
     def _create_spool(self, digest: Digest, host: str) -> Spool:

@@ -14,7 +14,7 @@ from mirror.metrics import Metrics
 from mirror.oci.errors import UpstreamThrottled, UpstreamUnavailable
 from mirror.transport.breakers import Breakers, Effort
 from mirror.transport.deadline import Deadline
-from mirror.transport.pauses import Pauses, parse_retry_after
+from mirror.transport.pauses import Pauses, parse_retry_after, read_date
 from mirror.transport.request import host_of
 from mirror.transport.response import Response
 
@@ -109,7 +109,9 @@ class Passage:
             gate.pauses.answered(self.host)
             gate.pauses_for_things.answered(self.thing)
             return
-        retry_after = parse_retry_after(response.headers.get("Retry-After"), gate.clock())
+        # By their clock, where they tell it: ours may be a day off.
+        now = read_date(response.headers.get("Date")) or gate.clock()
+        retry_after = parse_retry_after(response.headers.get("Retry-After"), now)
         pauses, whom = (gate.pauses_for_things, self.thing) if response.passed_on else (gate.pauses, self.host)
         if status == 429:
             self._is_well()

@@ -42,6 +42,17 @@ def parse_retry_after(header: str | None, now: float) -> float | None:
     return None if seconds is None else min(max(seconds, 0.0), LONGEST)
 
 
+def read_date(text: str | None) -> float | None:
+    """The Unix time of an HTTP-date; None where it is absent or none."""
+    try:
+        moment = parsedate_to_datetime(text or "")
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return moment.timestamp()
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return None
+
+
 def _number(text: str, now: float) -> float | None:
     if re.fullmatch(r"-?\d{1,18}(\.\d{1,9})?", text, re.ASCII) is None:
         return None
@@ -52,13 +63,8 @@ def _number(text: str, now: float) -> float | None:
 
 
 def _date(text: str, now: float) -> float | None:
-    try:
-        moment = parsedate_to_datetime(text)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        return moment.timestamp() - now
-    except (ValueError, OverflowError, IndexError, TypeError):
-        return None
+    moment = read_date(text)
+    return None if moment is None else moment - now
 
 
 def _duration(text: str) -> float | None:

@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,8 @@ from mirror.metrics import Metrics
 from mirror.store import records as module
 from mirror.store.records import Records, encode_key
 from mirror.store.trouble import Trouble
+from tests.damage import DAMAGES, Damage
+from tests.refusing import UNABLE
 from tests.storing import bytes_in
 from tests.volumes import fill, remount, volume
 
@@ -308,54 +310,6 @@ async def test_a_rotten_record_is_not_believed(records: Records, path: Path, tro
     await again.close()
 
 
-def holes(path: Path, chance: random.Random) -> None:
-    """Some bytes changed, in the database or its log."""
-    for file in (path / "cache.db", path / "cache.db-wal"):
-        data = bytearray(file.read_bytes())
-        for _ in range(len(data) // 2000):
-            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        file.write_bytes(data)
-
-
-def zeros(path: Path, chance: random.Random) -> None:
-    """Pages that were never written before the power went."""
-    for file in (path / "cache.db", path / "cache.db-wal"):
-        data = bytearray(file.read_bytes())
-        for _ in range(max(1, len(data) // 40_000)):
-            page = chance.randrange(max(1, len(data) // 4096)) * 4096
-            data[page : page + 4096] = bytes(len(data[page : page + 4096]))
-        file.write_bytes(data)
-
-
-def half_a_log(path: Path, chance: random.Random) -> None:
-    """The end of it is missing."""
-    os.truncate(path / "cache.db-wal", chance.randrange((path / "cache.db-wal").stat().st_size))
-
-
-def half_a_database(path: Path, chance: random.Random) -> None:
-    """The end of it is missing."""
-    os.truncate(path / "cache.db", chance.randrange((path / "cache.db").stat().st_size))
-
-
-def no_log(path: Path, _: random.Random) -> None:
-    """What was last written is gone."""
-    (path / "cache.db-wal").unlink()
-
-
-def no_index(path: Path, _: random.Random) -> None:
-    """The shared memory of the log is gone."""
-    (path / "cache.db-shm").unlink()
-
-
-def no_database(path: Path, _: random.Random) -> None:
-    """A log without its database."""
-    (path / "cache.db").unlink()
-
-
-Damage = Callable[[Path, random.Random], None]
-DAMAGES: list[Damage] = [holes, zeros, half_a_log, half_a_database, no_log, no_index, no_database]
-
-
 def filler(number: int) -> tuple[tuple[str, ...], bytes]:
     """A record that tells from any other one."""
     return ("filler", str(number)), f"value {number} ".encode() * 20
@@ -369,7 +323,7 @@ async def test_damage_costs_records_and_never_tells_a_wrong_one(
     """However often and wherever it strikes: each record is what was written or is not there, and the book goes on."""
     for number in range(300):
         await records.set(*filler(number), HOUR)
-    for seed in range(6):
+    for seed in range(4):
         place = tmp_path / f"copy{seed}" / "records"
         shutil.copytree(path, place)  # as a crash leaves it, with its log
         if running:
@@ -517,6 +471,56 @@ asyncio.run(main())
 
 
 # A disk or a lock in the way
+
+
+@pytest.mark.parametrize(
+    ("calls", "error", "reason"),
+    [
+        ("fsync fdatasync", errno.EIO, None),  # SQLite keeps it to itself: its log, which nobody syncs, grows on
+        ("pwrite64", errno.EIO, "io_error"),
+        ("pwrite64", errno.ENOSPC, "full"),
+        ("pread64", errno.EIO, "io_error"),
+    ],
+)
+def test_a_failing_call_under_the_database_costs_no_more_than_that(
+    path: Path, calls: str, error: int, reason: str | None
+) -> None:
+    """The kernel refuses SQLite's own calls: nothing is raised, and the next process finds what was written before."""
+    script = f"""
+import asyncio, errno, logging, time
+from pathlib import Path
+from mirror.metrics import Metrics
+from mirror.store.records import Records
+from mirror.store.trouble import Trouble
+from tests.refusing import refuse
+
+async def main():
+    trouble = Trouble(Metrics(), time.monotonic)
+    records = Records(Path({str(path)!r}), trouble)
+    await records.open()
+    for number in range(1200):
+        await records.set(("before", str(number)), bytes(3000), 3600)
+    refuse({calls.split()!r}, {error})
+    for number in range(300):
+        await records.set(("during", str(number)), bytes(3000), 3600)
+        await records.get(("before", str(number * 4)))
+    await records.mend()
+    await records.volume()
+    assert trouble.met_by("records") == {reason!r}, trouble.reasons
+    await records.close()
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode == UNABLE:
+        pytest.skip("this kernel does not let a process refuse itself calls")
+    assert done.returncode == 0, done.stderr
+
+    with sqlite3.connect(path / "cache.db") as database:
+        (found,) = database.execute("SELECT count(*) FROM Cache WHERE key LIKE '%before%'").fetchone()
+    database.close()
+    assert found == 1200
+    assert not (path.parent / "records.aside").exists()
 
 
 class Noted(Trouble):
