@@ -338,5 +338,5 @@ def _is_component(text: str) -> bool:
     """Runs of small letters and digits, between them one dot, one or two underscores, or any number of dashes."""
     between = "".join(" " if letter in _SMALL else letter for letter in text).split(" ")
     inner = [separator for separator in between[1:-1] if separator]
-    ends = not between[0] and not between[-1] and bool(text)
+    ends = not between[0] and not between[-1] and bool(text) and " " not in text
     return ends and all(separator in (".", "_", "__") or set(separator) == {"-"} for separator in inner)
