@@ -109,9 +109,7 @@ class Scrub:
 
     async def once(self) -> None:
         """Verifies what an unclean stop left in doubt; then goes on with the pass under way, or a new one if due."""
-        for digest in self._blobs.suspects:
-            if self._blobs.is_suspect(digest):  # nobody has used it meanwhile
-                await self._examine(digest, Progress(0.0))
+        await self._settle_doubts()
         begun, now = await self._recorded(), self._clock()
         if begun is None or begun.done:
             # A clock that was set back must not put the pass off for as long.
@@ -130,6 +128,14 @@ class Scrub:
             except TimeoutError:
                 pass  # some work is done again
 
+    async def _settle_doubts(self) -> None:
+        doubts = Progress(self._clock())
+        for digest in self._blobs.suspects:
+            if self._blobs.is_suspect(digest):  # nobody has used it meanwhile
+                await self._examine(digest, doubts)
+        if doubts.blobs:
+            _log.info("what an unclean stop left in doubt is verified", **_figures(doubts, self._clock()))
+
     async def _pass(self, progress: Progress) -> None:
         after = _digest(progress.after)
         _log.info("scrub begins", after=progress.after)
@@ -143,13 +149,7 @@ class Scrub:
                     await self._save()
         progress.done = True
         await self._save()
-        _log.info(
-            "scrub finished",
-            blobs=progress.blobs,
-            bytes=progress.size,
-            dropped=progress.dropped,
-            seconds=round(self._clock() - progress.began_at),
-        )
+        _log.info("scrub finished", **_figures(progress, self._clock()))
 
     async def _digests(self, directory: Directory, after: Digest | None) -> list[Digest]:
         """Those of a directory that come next, in order; none where it cannot be read."""
@@ -228,6 +228,12 @@ class Scrub:
     async def _save(self) -> None:
         self._saved_at = time.monotonic()
         await self._records.set(_KEY, msgspec.msgpack.encode(self._progress), _KEPT)
+
+
+def _figures(progress: Progress, now: float) -> dict[str, int]:
+    """For the log."""
+    seconds = round(now - progress.began_at)
+    return {"blobs": progress.blobs, "bytes": progress.size, "dropped": progress.dropped, "seconds": seconds}
 
 
 def _is_lost(error: StorageError) -> bool:
