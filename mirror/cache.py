@@ -381,7 +381,7 @@ class Cache:
     async def drop_blob(self, digest: Digest, file: SharedFile) -> None:
         """Removes a blob whose file cannot be read, unless another file has taken its place."""
         try:
-            await self.blobs.judge(digest, file, intact=False)
+            await self.blobs.checks.judge(digest, file, intact=False)
         except StorageError as error:
             self.trouble.note("blobs", error)
 

@@ -17,9 +17,10 @@ import structlog
 from mirror.oci.digest import Digest
 from mirror.oci.errors import StorageError
 from mirror.singleflight import SingleFlight
-from mirror.store.files import Files, SharedFile, write_some
+from mirror.store.checks import Checks
+from mirror.store.files import Files, SharedFile, let_go, write_some
 from mirror.store.shelves import DIRECTORIES, BlobEntry, Directory, Shelves
-from mirror.store.spools import Leftover, Spool, origin_of, parse_spool_name, read_pieces, spool_name
+from mirror.store.spools import Leftover, Spool, origin_of, parse_spool_name, spool_name
 from mirror.store.threads import Threads
 from mirror.store.unsettled import Unsettled
 
@@ -72,13 +73,12 @@ class BlobStore:
         self._hashing = Threads("hash", _HASH_THREADS)
         self._unsettled = Unsettled(root / "unsettled", files)
         self._shelves = Shelves(root, files, self._unsettled, self._share)
-        self._verifying = SingleFlight()
+        self.checks = Checks(self._shelves, self._unsettled, self._checking, self._tidying, patience=patience)
         self._looking = SingleFlight()
         self._uses: dict[Digest, float] = {}
         self._spools: set[Path] = set()
         """Those of this process that are neither blobs nor removed yet."""
         self._opened = False
-        self._closing = False
 
     # Once.
 
@@ -108,8 +108,7 @@ class BlobStore:
 
         Waits for what still runs, but not for longer than `limit` seconds: a disk that hangs stops nobody from leaving.
         """
-        self._closing = True
-        await self._verifying.close()
+        await self.checks.close()
         await self._looking.close()
         pools = (
             self._opening,
@@ -142,16 +141,16 @@ class BlobStore:
     async def open_blob(self, digest: Digest) -> SharedFile | None:
         """The blob's file, or None where it is not held. Its first holder is the caller.
 
-        A blob committed shortly before an unclean stop is hashed first, once for all who ask, and removed if its bytes
-        are wrong. Where that takes long the blob counts as not held meanwhile.
+        A blob committed shortly before an unclean stop is verified first; where that takes long it counts as not held
+        meanwhile.
         """
-        if digest in self._unsettled and not await self._verified(digest):
+        if self.checks.is_suspect(digest) and not await self.checks.verified(digest):
             return None
         pool = self._opening
         if not await pool.run(self._shelves.is_at_hand, digest, limit=self._patience):
             pool = self._reading
             await self._looking.run(digest, lambda: pool.run(self._shelves.size, digest, limit=self._patience))
-        return await pool.run(self._shelves.open, digest, limit=self._patience, unwanted=_release)
+        return await pool.run(self._shelves.open, digest, limit=self._patience, unwanted=let_go)
 
     async def remove(self, digest: Digest) -> int:
         """Unlinks a blob; whoever is being sent it still reads on. Returns the bytes it had, 0 if it was gone."""
@@ -194,32 +193,6 @@ class BlobStore:
         Returns how many they are, and how many bytes they had when this process began; `net` is on top of that.
         """
         return await self._tidying.run(self._survey, directories, show)
-
-    # Rot.
-
-    @property
-    def suspects(self) -> tuple[Digest, ...]:
-        """Blobs that an unclean stop may have damaged, and that nobody has verified since."""
-        return self._unsettled.suspects
-
-    def is_suspect(self, digest: Digest) -> bool:
-        """Whether the blob is still one of those."""
-        return digest in self._unsettled
-
-    async def inspect(self, digest: Digest) -> SharedFile | None:
-        """The blob's file for its bytes to be checked, which is no use of it; None where it is not held.
-
-        Its first holder is the caller. Raises StorageError.
-        """
-        return await self._checking.run(self._shelves.open, digest, unwanted=_release)
-
-    async def check(self, step: Callable[[], T], file: SharedFile) -> T:
-        """A step of checking an inspected file, with nobody waiting for it. Raises StorageError."""
-        return await self._checking.run(step, holding=file)
-
-    async def judge(self, digest: Digest, file: SharedFile, *, intact: bool) -> bool:
-        """Whether `file` was removed because it is not intact; not if it is the blob's no more. Raises StorageError."""
-        return await self._tidying.run(self._shelves.judge, digest, file, intact, holding=file)
 
     # Spools.
 
@@ -319,28 +292,6 @@ class BlobStore:
 
     def _share(self, fd: int, size: int) -> SharedFile:
         return SharedFile(fd, size, self.files, self._tidying.submit)
-
-    async def _verified(self, digest: Digest) -> bool:
-        """Whether the blob's bytes are right, as far as that can be told in time."""
-        try:
-            async with asyncio.timeout(self._patience):
-                return await self._verifying.run(digest, lambda: self._checking.run(self._verify, digest))
-        except TimeoutError:
-            return False
-
-    def _verify(self, digest: Digest) -> bool:
-        intact = self._shelves.settle(digest, lambda file: self._matches(digest, file))
-        if not intact:
-            _log.warning("a blob did not survive the last stop; it is fetched again", digest=str(digest))
-        return intact
-
-    def _matches(self, digest: Digest, file: SharedFile) -> bool:
-        hasher = digest.hasher()
-        for piece in read_pieces(file):
-            if self._closing:
-                raise OSError(errno.ECANCELED, "the store is being closed")
-            hasher.update(piece)
-        return hasher.hexdigest() == digest.hex
 
     def _make_directories(self) -> None:
         for part in ("blobs/sha256", "blobs/sha512", "spool"):
@@ -449,8 +400,3 @@ def is_full(error: StorageError) -> bool:
     """Whether the disk, or our quota on it, has no room left."""
     cause = error.__cause__
     return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _release(file: SharedFile | None) -> None:
-    if file is not None:
-        file.release()

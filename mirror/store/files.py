@@ -163,3 +163,9 @@ class SharedFile:
         self._holders -= 1
         if self._holders == 0:
             self._submit(self.files.close, self.fd)
+
+
+def let_go(file: SharedFile | None) -> None:
+    """Releases a file that was opened for somebody who has left, if there was one."""
+    if file is not None:
+        file.release()

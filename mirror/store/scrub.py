@@ -130,8 +130,8 @@ class Scrub:
 
     async def _settle_doubts(self) -> None:
         doubts = Progress(self._clock())
-        for digest in self._blobs.suspects:
-            if self._blobs.is_suspect(digest):  # nobody has used it meanwhile
+        for digest in self._blobs.checks.suspects:
+            if self._blobs.checks.is_suspect(digest):  # nobody has used it meanwhile
                 await self._examine(digest, doubts)
         if doubts.blobs:
             _log.info("what an unclean stop left in doubt is verified", **_figures(doubts, self._clock()))
@@ -177,7 +177,7 @@ class Scrub:
 
     async def _check(self, digest: Digest, progress: Progress, chances: int) -> bool:
         """Whether this settled it. Raises StorageError where the disk fails in a way that says nothing of the bytes."""
-        file = await self._blobs.inspect(digest)
+        file = await self._blobs.checks.inspect(digest)
         if file is None:
             return True
         try:
@@ -191,7 +191,7 @@ class Scrub:
                 if chances:
                     return False
                 intact, found = False, "no bytes"
-            if await self._blobs.judge(digest, file, intact=intact):
+            if await self._blobs.checks.judge(digest, file, intact=intact):
                 _log.error("a blob has rotted; it is fetched again when wanted", digest=str(digest), found=found)
                 self._metrics.scrub_corrupt.inc()
                 progress.dropped += 1
@@ -203,7 +203,7 @@ class Scrub:
         inspection = Inspection(digest, file.files, file.fd)
         await asyncio.sleep(self._pace.wait())
         self._pace.spend(_FILE_COST)
-        while count := await self._blobs.check(inspection.step, file):
+        while count := await self._blobs.checks.step(inspection.step, file):
             self._metrics.scrub_bytes.inc(count)
             progress.size += count
             self._pace.spend(count)

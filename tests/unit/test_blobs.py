@@ -700,7 +700,7 @@ async def test_suspects_of_many_crashes_are_no_more_than_there_are_blobs(
 
     successor = await after_a_crash(store, disk, tmp_path)
 
-    assert successor.suspects == (digests[4],)
+    assert successor.checks.suspects == (digests[4],)
     await successor.close()
 
 

@@ -525,7 +525,7 @@ async def test_what_an_unclean_stop_left_in_doubt_comes_first(house: House, tmp_
     assert house.read_paths()[:3] == [digest.hex for digest in young]
     assert house.held(young) == [True, False, True]
     assert house.held(old) == [True] * 5
-    assert house.blobs.suspects == ()
+    assert house.blobs.checks.suspects == ()
     assert house.count("corrupt") == 1
     await crashed.close()
 
