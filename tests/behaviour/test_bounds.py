@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
 from mirror.config import UpstreamSettings
+from mirror.download import PACED
+from mirror.oci.digest import Digest
+from mirror.routing import UpstreamName
+from tests.behaviour.test_shutdown import Served
 from tests.conftest import StartMirror
 from tests.harness import Reply, RunningMirror, short_timeouts
 from tests.lines import Lines, lines
@@ -18,6 +25,8 @@ from tests.upstream import FakeRegistry, stall, stall_at
 __all__ = ["lines"]
 
 MIB = 1 << 20
+IDLE_CLIENTS = 40
+"""Connections of the test's client, and of the mirror to the upstream, that wait for more requests: a task each."""
 PATIENT = short_timeouts(try_=20, first_byte=20, cold_head=20, stall=20, no_progress=40)
 StartUpstream = Callable[..., Awaitable[FakeRegistry]]
 Task = asyncio.Task[Reply]
@@ -101,6 +110,41 @@ async def test_the_admin_port_is_as_strict(lines: Lines, mirror: RunningMirror, 
     assert b"s3cret" not in body
     assert "s3cret" not in lines.text
     assert lines.troubles() == []
+
+
+LIMITED = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))
+runpy.run_module("mirror", run_name="__main__")
+"""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("hard", "clients"), [(4096, 500), (600, 130)])
+async def test_as_many_as_there_are_descriptors_for(
+    tmp_path: Path, upstream: FakeRegistry, hard: int, clients: int
+) -> None:
+    """The soft limit on open files is raised to the hard one; where that is too low, too, some hear that there are too
+    many, and the log says how many may come. Everybody is answered.
+    """
+    served = Served(tmp_path, upstream, program=("-c", LIMITED.format(hard=hard)), max_connections=1000)
+    try:
+        await served.start()
+        (warning,) = [line for line in served.lines if "allows fewer connections" in line]
+        places = json.loads(warning)["connections"]
+        assert places == (hard - hard // 2) // 3
+
+        async with AsyncExitStack() as stack:
+            came = [await stack.enter_async_context(await RawClient.connect(served.port)) for _ in range(clients)]
+            for client in came:
+                await client.ask("/v2/")
+            async with asyncio.timeout(30):
+                answers = [await client.head() for client in came]
+        assert [answer.status for answer in answers].count(200) == min(places, clients)
+        assert {answer.status for answer in answers} <= {200, 503}
+    finally:
+        await served.stop()
+    assert not any("Traceback" in line or "out of system resource" in line for line in served.lines)
 
 
 # Downloads.
@@ -287,3 +331,72 @@ async def test_few_idle_connections_are_kept(start_mirror: StartMirror, upstream
         rule.release()
         await asyncio.gather(*clients)
     assert 10 <= opened[1] - opened[0] <= 30
+
+
+# At a client's pace.
+
+
+async def test_parts_wait_for_their_turn_too(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """A part that is not held is asked for by a request of its own, and of those there are so many and no more."""
+    mirror = await start_mirror(timeouts=short_timeouts(cold_head=2, first_byte=10, stall=20, no_progress=40))
+    blob = upstream.put_blob("library/demo", 4 * MIB)
+    upstream.fault(blob, stall_at(100_000), method="GET")  # the fill: no part far ahead comes from there
+    part = {"Range": f"bytes={3 * MIB}-{3 * MIB + 9}"}
+    lanes = mirror.app.downloads.tools.lanes
+    name = UpstreamName("docker.io", "docker.io")
+    turns = [await lanes.pace(name, 0) for _ in range(PACED * 3 // 4)]
+
+    reply = await mirror.blob("demo", blob.digest, **part)
+    assert (reply.status, reply.code, reply.headers["Retry-After"]) == (503, "UNAVAILABLE", "5")
+
+    turns.pop().release()
+    for _ in range(3):  # each gives its turn back
+        reply = await mirror.blob("demo", blob.digest, **part)
+        assert (reply.status, reply.body) == (206, blob.read(3 * MIB, 10))
+
+
+# All of it.
+
+
+async def test_a_flood_of_names_leaves_nothing_running(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """Repositories, tags, digests, hosts and cursors that are not there: no task and no time series stays of them."""
+    mirror = await start_mirror(timeouts=PATIENT)
+    image = upstream.add_image("library/demo", "1", layers=[5000])
+    before = len(asyncio.all_tasks())
+
+    async def flood(round_: int) -> None:
+        for number in range(15):
+            name = f"r{round_}x{number}"
+            digest = Digest.of(name.encode())
+            paths = [
+                f"/v2/{name}/manifests/1",
+                f"/v2/demo/manifests/{name}",
+                f"/v2/demo/manifests/{digest}",
+                f"/v2/demo/blobs/{digest}",
+                f"/v2/{name}/tags/list",
+                f"/v2/demo/referrers/{digest}",
+                f"/v2/demo/manifests/1?ns={name}.test",
+                f"/v2/{name}.test/demo/manifests/1",
+                f"/v2/demo/tags/list?last={name}",
+                f"/v2/demo/manifests/1?{name}",
+            ]
+            await asyncio.gather(*map(mirror.get, paths))
+
+    await flood(0)
+    families = samples(mirror)
+    for round_ in range(1, 4):
+        await flood(round_)
+    await mirror.quiet()
+
+    assert samples(mirror) == families
+    assert (await mirror.manifest("demo", "1")).body == image.manifest.content
+    for _ in range(500):
+        if len(asyncio.all_tasks()) <= before + IDLE_CLIENTS:
+            break
+        await asyncio.sleep(0.01)
+    assert len(asyncio.all_tasks()) <= before + IDLE_CLIENTS
+
+
+def samples(mirror: RunningMirror) -> int:
+    """How many time series there are."""
+    return sum(len(family.samples) for family in mirror.app.metrics.registry.collect())
