@@ -85,8 +85,14 @@ class Breakers:
             return await self._wait(key, breaker, deadline)
         effort.over = True
         if not self._takes_turn(breaker):
-            raise _refusal(key, breaker)
+            raise self.refusal(key)
         return True
+
+    def refusal(self, key: str) -> UpstreamUnavailable:
+        """What to raise for who is not let through."""
+        breaker = self._breakers.get(key)
+        seconds = max(0.0, breaker.next_turn - time.monotonic()) if breaker is not None else 0.0
+        return UpstreamUnavailable(f"{key} has not answered for a while", reason="breaker", retry_after=seconds)
 
     def answered(self, key: str) -> None:
         """Notes an answer, whatever it was."""
@@ -130,12 +136,12 @@ class Breakers:
         failed_before = breaker.failed_probes
         while breaker.is_open:
             if breaker.failed_probes != failed_before:
-                raise _refusal(key, breaker)
+                raise self.refusal(key)
             if self._takes_turn(breaker):
                 return True
             left = breaker.next_turn - time.monotonic()
             if left >= deadline.remaining():
-                raise _refusal(key, breaker)
+                raise self.refusal(key)
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await breaker.news.wait()
@@ -151,8 +157,3 @@ class Breakers:
             key, breaker = self._breakers.popitem(last=False)
             if breaker.is_open:
                 self._close(key, breaker)
-
-
-def _refusal(key: str, breaker: _Breaker) -> UpstreamUnavailable:
-    seconds = max(0.0, breaker.next_turn - time.monotonic())
-    return UpstreamUnavailable(f"{key} has not answered for a while", reason="breaker", retry_after=seconds)

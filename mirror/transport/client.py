@@ -26,7 +26,8 @@ from mirror.transport.addresses import literal_of
 from mirror.transport.breakers import Effort
 from mirror.transport.deadline import Deadline
 from mirror.transport.failures import CAUGHT, RETRIED, RedirectExpired, translate
-from mirror.transport.gate import Gate
+from mirror.transport.gate import Gate, Passage
+from mirror.transport.probes import Probes
 from mirror.transport.request import Destination, Request, host_of
 from mirror.transport.response import Response
 from mirror.transport.sessions import Sessions
@@ -67,6 +68,7 @@ class Transport:
         self._sessions = Sessions(timeouts, resolver, self._is_global, connections=streams + _QUESTIONS)
         self._private = Memory(max_keys=1024)
         self._gate = Gate(timeouts, metrics, clock)
+        self._probes = Probes()
         self._backoff = 0.05 * timeouts.try_
 
     async def send(self, request: Request, deadline: Deadline) -> Response:
@@ -101,6 +103,7 @@ class Transport:
 
     async def close(self) -> None:
         """Closes every connection."""
+        await self._probes.close()
         await self._sessions.close()
         await self._private.close()
 
@@ -123,10 +126,18 @@ class Transport:
 
     async def _ask(self, request: Request, hop: _Hop, effort: Effort, deadline: Deadline) -> Response:
         """One answer from one address; any body that is not wanted has been read."""
-        guarded = await self._guarded(request.destination, hop)
-        tls = await self._tls(request.destination)
         passage = await self._gate.enter(hop.url, request.destination.name.entry, effort, deadline)
-        session = self._sessions.get(guarded=guarded)
+        if not (effort.over and passage.is_probe):
+            return await self._exchange(request, hop, passage, deadline)
+        exchange = self._exchange(request, hop, passage, Deadline.after(self.timeouts.try_))
+        response = await self._probes.run(exchange, min(self._gate.interval, deadline.remaining()))
+        if response is None:
+            raise passage.refusal()
+        return response
+
+    async def _exchange(self, request: Request, hop: _Hop, passage: Passage, deadline: Deadline) -> Response:
+        session = self._sessions.get(guarded=await self._guarded(request.destination, hop))
+        tls = await self._tls(request.destination)
         asked = f"{request.asked}, redirected to {host_of(hop.url)}" if hop.redirected else request.asked
         headers = dict(request.headers)
         if hop.authorization is not None:

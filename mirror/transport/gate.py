@@ -42,8 +42,10 @@ class Gate:
         self.pauses = Pauses(bare=0.4 * timeouts.try_)
         self.pauses_for_things = Pauses(bare=0.4 * timeouts.try_)
         """A mirror's trouble with one thing says nothing of what else the mirror has."""
-        self.breakers = Breakers(0.2 * timeouts.try_, opened=self._opened, closed=self._closed)
-        self.breakers_for_things = Breakers(0.2 * timeouts.try_)
+        self.interval = 0.2 * timeouts.try_
+        """Seconds between two probes, and what whoever sends one waits for its answer."""
+        self.breakers = Breakers(self.interval, opened=self._opened, closed=self._closed)
+        self.breakers_for_things = Breakers(self.interval)
         self._metrics = metrics
         self._told: Bounded[str, Deadline] = Bounded(_TOLD_HOSTS)
         self._gone: set[str] = set()
@@ -93,6 +95,17 @@ class Passage:
     entry: str
     probes_host: bool
     probes_thing: bool
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether it is here to find out whether there are answers again."""
+        return self.probes_host or self.probes_thing
+
+    def refusal(self) -> UpstreamUnavailable:
+        """What to raise where a probe has not been answered yet."""
+        if self.probes_host:
+            return self.gate.breakers.refusal(self.host)
+        return self.gate.breakers_for_things.refusal(self.thing)
 
     def unanswered(self, reason: str, seconds: float, deadline: Deadline) -> None:
         """Notes that no headers came within `seconds`."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
@@ -80,14 +80,26 @@ class _Pause:
     until: float = 0.0
     strikes: int = 0
     throttled: bool = True
+    next_turn: float = 0.0
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self) -> None:
+        """Wakes all who wait for what others hear."""
+        self.news.set()
+        self.news = asyncio.Event()
 
 
 class Pauses:
-    """Which hosts asked us to wait, and until when; at most `most` of them, the longest untouched go first."""
+    """Which hosts asked us to wait, and until when; at most `most` of them, the longest untouched go first.
+
+    After a pause one caller asks first, and the others when that one was answered: else all who waited would ask
+    together, and be refused together.
+    """
 
     def __init__(self, bare: float, most: int = 1024) -> None:
         """`bare`: seconds of the first pause after a 429 without Retry-After; doubled while they go on."""
         self._bare = bare
+        self._gap = bare / 2
         self._hosts: Bounded[str, _Pause] = Bounded(most)
 
     def remaining(self, host: str) -> float:
@@ -107,25 +119,41 @@ class Pauses:
             pause.strikes += 1
         pause.until = max(pause.until, time.monotonic() + seconds)
         pause.throttled = throttled
+        pause.tell()
         return seconds
 
     def answered(self, host: str) -> None:
         """Notes an answer that is no refusal: the next bare 429 starts from the shortest pause again."""
-        if not self.remaining(host):
-            self._hosts.pop(host)
+        if not self.remaining(host) and (pause := self._hosts.pop(host)) is not None:
+            pause.tell()
 
     def check(self, host: str, deadline: Deadline) -> None:
         """Raises UpstreamThrottled (UpstreamUnavailable after a 503) where the pause outlasts the deadline."""
         pause, seconds = self._hosts.get(host), self.remaining(host)
-        if pause is None or not seconds or seconds < deadline.remaining():
-            return
-        if pause.throttled:
-            raise UpstreamThrottled(f"{host} asked us to slow down", retry_after=seconds)
-        raise UpstreamUnavailable(f"{host} asked us to come back later", reason="status", retry_after=seconds)
+        if pause is not None and seconds and seconds >= deadline.remaining():
+            raise _refusal(host, pause, seconds)
 
     async def wait(self, host: str, deadline: Deadline) -> None:
-        """Waits the pause out, a little unevenly, so that not everyone comes back at once; raises as `check`."""
-        while seconds := self.remaining(host):
+        """Waits the pause out, and then for a turn or for somebody's answer; raises as `check`.
+
+        Turns come once in half a `bare`, whatever became of those before.
+        """
+        while (pause := self._hosts.get(host)) is not None:
             self.check(host, deadline)
-            unevenly = seconds * random.uniform(1.0, 1.1)  # noqa: S311 (not a secret)
-            await asyncio.sleep(min(unevenly, deadline.remaining()))
+            now = time.monotonic()
+            ready = max(pause.until, pause.next_turn)
+            if now >= ready:
+                pause.next_turn = now + self._gap
+                return
+            if ready - now >= deadline.remaining():
+                raise _refusal(host, pause, ready - now)
+            news = pause.news
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ready - now):
+                    await news.wait()
+
+
+def _refusal(host: str, pause: _Pause, seconds: float) -> UpstreamUnavailable:
+    if pause.throttled:
+        return UpstreamThrottled(f"{host} asked us to slow down", retry_after=seconds)
+    return UpstreamUnavailable(f"{host} asked us to come back later", reason="status", retry_after=seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from email.utils import formatdate
 
 import pytest
@@ -110,6 +111,24 @@ async def test_a_second_bare_refusal_after_the_pause_doubles_it() -> None:
     await pauses.wait("a:443", Deadline.after(5))
     pauses.answered("a:443")
     assert pauses.asked_to_wait("a:443", None, throttled=True) == 0.01
+
+
+async def test_after_a_pause_one_asks_first() -> None:
+    """The others go when it was answered, and wait on when it was refused; they are told what for."""
+    pauses = Pauses(bare=60)
+    pauses.asked_to_wait("a:443", 0.05, throttled=True)
+    waiting = [asyncio.create_task(pauses.wait("a:443", Deadline.after(600))) for _ in range(20)]
+
+    done, rest = await asyncio.wait(waiting, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    assert len(done) == 1
+    pauses.asked_to_wait("a:443", 0.05, throttled=True)
+    with pytest.raises(UpstreamThrottled):
+        await pauses.wait("a:443", Deadline.after(20))
+    pauses.answered("a:443")
+    await asyncio.sleep(0.1)
+    pauses.answered("a:443")
+
+    await asyncio.gather(*rest)
 
 
 def test_an_answer_that_was_on_its_way_does_not_end_a_pause() -> None:
