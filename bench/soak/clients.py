@@ -17,7 +17,7 @@ from bench.soak.workload import Workload
 _SAVED_EVERY = 1.0
 
 
-async def _run(url: str, count: int, seed: int, file: Path) -> None:
+async def _run(url: str, count: int, strangers: int, seed: int, file: Path) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -32,7 +32,7 @@ async def _run(url: str, count: int, seed: int, file: Path) -> None:
         asyncio.TaskGroup() as group,
     ):
         workload = Workload(Asker(session, url, tally), random.Random(seed))
-        tasks = [group.create_task(workload.run()) for _ in range(count)]
+        tasks = [group.create_task(workload.run(strangers // count)) for _ in range(count)]
         tasks.append(group.create_task(_save(tally, file)))
         await stopped.wait()
         for task in tasks:
@@ -51,10 +51,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.soak.clients", description=__doc__)
     parser.add_argument("--url", required=True, help="of the mirror")
     parser.add_argument("--count", type=int, required=True, help="clients at once")
+    parser.add_argument("--strangers", type=int, required=True, help="that come first, to ask for what there is not")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--file", type=Path, required=True)
     options = parser.parse_args()
-    asyncio.run(_run(options.url, options.count, options.seed, options.file))
+    asyncio.run(_run(options.url, options.count, options.strangers, options.seed, options.file))
 
 
 if __name__ == "__main__":

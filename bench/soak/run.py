@@ -19,7 +19,12 @@ from tests.e2e.processes import Process, eventually, free_port, tail
 
 MAX_SIZE = 128 << 20
 """The mirror's whole budget: less than half of what clients ask for at any time."""
+TREND_SECONDS = 600.0
+"""A run that is shorter is all warming up: it has no trend to judge."""
 _CLIENTS = 24
+_STRANGERS = 25_000
+"""Clients at the start of a longer run that ask for what there is not, each for something else: every bounded memory of
+names is full then, and nothing may grow any more."""
 _STEP = 2.0
 _SETTLE_SECONDS = 45.0
 _TIMEOUTS = {
@@ -27,7 +32,7 @@ _TIMEOUTS = {
     "stall": "2s", "min_rate": "64KiB/s", "min_rate_window": "3s", "no_progress": "10s", "client": "10s",
 }  # fmt: skip
 """Shorter than the defaults, so that the upstream's troubles are over sooner and there are more of them."""
-_TTLS = {"negative_ttl": "2s", "link_ttl": "20s"}
+_TTLS = {"negative_ttl": "1h", "link_ttl": "20s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,8 @@ def run(home: Path, seconds: float, seed: int, progress: Callable[[str], None]) 
         try:
             before = Sample.take(time.monotonic(), mirror)
             began = time.monotonic()
-            with _clients(home, mirror, seed, file) as clients:
+            strangers = _STRANGERS if seconds >= TREND_SECONDS else 0
+            with _clients(home, mirror, strangers, seed, file) as clients:
                 during = tuple(_watched(began, seconds, mirror, clients, file, progress))
             evictions, mismatches = (
                 round(mirror.counted(name)) for name in ("mirror_evictions_total", "mirror_digest_mismatches_total")
@@ -145,9 +151,9 @@ def _upstream(home: Path, seed: int) -> Iterator[int]:
 
 
 @contextmanager
-def _clients(home: Path, mirror: MirrorProcess, seed: int, file: Path) -> Iterator[Process]:
+def _clients(home: Path, mirror: MirrorProcess, strangers: int, seed: int, file: Path) -> Iterator[Process]:
     argv = [sys.executable, "-m", "bench.soak.clients", f"--url={mirror.url}", f"--seed={seed}"]
-    argv += [f"--count={_CLIENTS}", f"--file={file}"]
+    argv += [f"--count={_CLIENTS}", f"--strangers={strangers}", f"--file={file}"]
     process = Process(argv, log=home / "clients.log", env=dict(os.environ))
     try:
         process.wait_until(file.exists)

@@ -14,7 +14,7 @@ from bench.soak.images import FIXED, LAGGING, MOVING, REPOSITORIES, Release
 from mirror.oci.digest import Digest
 from tests.upstream import Bearer, FakeRegistry
 
-_MOVES_EVERY = 1.0  # seconds between two tags that move
+_MOVES_EVERY = 2.0  # seconds between two tags that move
 _KEPT = 40  # images of each repository; older ones are removed
 _TOKENS_LIVE = 20.0
 

@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass
 from statistics import linear_regression
 from typing import Any
 
-from bench.soak.run import MAX_SIZE, Run, Sample
+from bench.soak.run import MAX_SIZE, TREND_SECONDS, Run, Sample
 from bench.soak.tally import FORBIDDEN, Outcome
 
-TREND_SECONDS = 600.0
-"""A run that is shorter is all warming up: it has no trend to judge."""
 _MEMORY_RISE = 8 << 20
 _FILES_RISE = 12
 _THREADS_RISE = 3

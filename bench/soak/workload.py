@@ -49,8 +49,10 @@ class Workload:
         """Every kind of client."""
         return [kind for kind, _ in self._kinds]
 
-    async def run(self) -> None:
-        """One client after the other, without an end."""
+    async def run(self, strangers: int) -> None:
+        """One client after the other, without an end, after so many strangers."""
+        for _ in range(strangers):
+            await self.stranger()
         kinds, weights = zip(*self._kinds, strict=True)
         while True:
             await self._choice.choices(kinds, weights)[0]()
