@@ -52,3 +52,15 @@ def test_every_promise_to_clients_is_held_by_tests_that_exist() -> None:
             assert not missing, f"line {number} names {sorted(missing)}, which {name} has not"
             held = True
         assert held, f"no test holds line {number}"
+
+
+def test_every_test_that_stands_for_reliability_exists() -> None:
+    """What docs/reliability.md claims of a fault is held by the tests that it names."""
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text()))
+
+    assert named <= there, f"there is no {sorted(named - there)}"
