@@ -113,6 +113,18 @@ async def test_ctrl_c_ends_it_in_order(tmp_path: Path) -> None:
     assert path.exists()
 
 
+def watched(terminal: int) -> str:
+    """What a terminal shows until nobody writes to it any more; it is closed then."""
+    shown = b""
+    with open(terminal, "rb", buffering=0) as screen:
+        try:
+            while piece := screen.read(1 << 16):
+                shown += piece
+        except OSError:
+            pass  # so Linux tells that the other end is closed
+    return shown.decode()
+
+
 async def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
     """What is wrong stays on standard output, a line each, however the bar moves."""
     for number in range(20):
@@ -123,11 +135,11 @@ async def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
     terminal, end = os.openpty()
     try:
         process = await verifying(tmp_path, "--jobs", "1", stderr=end)
-        out, _ = await process.communicate()
-        shown = os.read(terminal, 1 << 16).decode()
     finally:
-        os.close(terminal)
         os.close(end)
+    showing = asyncio.create_task(asyncio.to_thread(watched, terminal))
+    out, _ = await process.communicate()
+    shown = await showing
 
     assert process.returncode == 1
     assert out.decode().splitlines() == [
