@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import product
 
 from tests.e2e.clients import CLIENTS
-from tests.e2e.pairs import pairs, pairwise
 from tests.e2e.registries import KINDS
 from tests.e2e.test_pull import COVERED
+from tests.pairs import pairs, pairwise
 
 
 def test_chosen_rows_hold_every_pair() -> None:

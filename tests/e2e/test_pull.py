@@ -11,9 +11,9 @@ from tests.e2e.clients import CLIENTS, Client, Docker
 from tests.e2e.conftest import HUB_REPOSITORY, OTHER_REPOSITORY
 from tests.e2e.images import Image
 from tests.e2e.mirrors import MirrorProcess
-from tests.e2e.pairs import pairwise
 from tests.e2e.processes import eventually
 from tests.e2e.registries import KINDS, PASSWORD, USERNAME, Upstream, Witness
+from tests.pairs import pairwise
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60)]  # a daemon may have to start first
 
