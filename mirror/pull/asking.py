@@ -139,7 +139,7 @@ class ManifestAsker:
             self._mismatch(target, tag)
             again = await self._get(target, tag, deadline)
             # Twice the same bytes under a header that does not fit them: the header lies.
-            found = _identify(again) or (_by_content(again) if again.content == body.content else None)
+            found = _identify(again) or (_recognise(again) if again.content == body.content else None)
             if found is None:
                 raise UpstreamCorrupt(f"{target}:{tag} twice came with bytes that its digest header denies")
             body = again
@@ -202,16 +202,19 @@ def _identify(body: ManifestBody) -> tuple[Digest, bytes] | None:
     Raises UpstreamUnavailable where they are no manifest at all.
     """
     if body.digest is None:
-        return _by_content(body)
+        if (found := _recognise(body)) is None:
+            raise UpstreamUnavailable("the upstream answered 200 with something that is no manifest", reason="body")
+        return found
     for data in _readings(body):
         if body.digest.matches(data):
             return body.digest, data
     return None
 
 
-def _by_content(body: ManifestBody) -> tuple[Digest, bytes]:
+def _recognise(body: ManifestBody) -> tuple[Digest, bytes] | None:
+    """Digest and bytes of a manifest that is one by its content; None for anything else."""
     for data in reversed(_readings(body)):
         manifest = parse_manifest(data)
         if manifest is not None and (manifest.schema_version or manifest.media_type):
             return Digest.of(data), data
-    raise UpstreamUnavailable("the upstream answered 200 with something that is no manifest", reason="body")
+    return None

@@ -150,6 +150,19 @@ class TestWrongBytes:
         assert (reply.status, reply.code) == (502, "UNAVAILABLE")
         assert_is(await mirror.manifest("demo", image.digest), image.manifest)
 
+    async def test_the_same_wrong_bytes_twice_are_a_502_too(
+        self, mirror: RunningMirror, upstream: FakeRegistry
+    ) -> None:
+        """A digest header that lies needs a manifest under it: what is none is wrong bytes, by tag as by digest."""
+        upstream.add_image(REPOSITORY, "1")
+        broken = upstream.fault("library/demo:1", truncate(100, "chunked-complete"))
+
+        reply = await mirror.manifest("demo", "1")
+        broken.remove()
+
+        assert (reply.status, reply.code) == (502, "UNAVAILABLE")
+        assert (await mirror.manifest("demo", "1")).status == 200
+
     async def test_a_short_body_never_passes_for_a_manifest(
         self, mirror: RunningMirror, upstream: FakeRegistry
     ) -> None:
