@@ -27,7 +27,7 @@ ACCEPTED := CVE-2025-69872
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve demo bench test fuzz soak crash-all e2e-programs check lint types floors format docs requirements audit clean
+.PHONY: help serve demo bench test fuzz soak faults-all crash-all e2e-programs check lint types floors format docs requirements audit clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,10 @@ crash-all: $(DEV) ## 200 kills and 300 power losses, other ones each time (minut
 
 soak: $(DEV) ## half an hour of clients, upstream faults and evictions: does anything grow? (MINUTES=2 for less)
 	$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),30) $(if $(JSON),--json $(JSON))
+
+faults-all: $(DEV) ## play every row of the table of upstream faults (minutes) and note it for the documentation
+	$(BIN)/python -m tests.faults
+	$(BIN)/python -m docs.render
 
 e2e-programs: | $(BIN)/python ## make the programs for end-to-end tests that Debian lacks (needs Go; minutes, once)
 	$(BIN)/python -m tests.e2e.build_programs

@@ -1,7 +1,8 @@
 """Fills the generated parts of the documentation: `python -m docs.render`.
 
 A part stands between `<!-- begin WHAT -->` and `<!-- end -->`; WHAT is `settings`, the table of configuration keys,
-`file PATH`, a file of the repository that the tests use as well, or `soak PATH`, what `make soak JSON=PATH` found.
+`file PATH`, a file of the repository that the tests use as well, `soak PATH`, what `make soak JSON=PATH` found, or
+`faults table` and `faults figures`, what `make faults-all` saw last.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import re
 from pathlib import Path
 
 from bench.soak import verdict
+from docs.fault_table import fault_figures, fault_table
 from mirror.config import settings_table
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "docs/clients.md", "docs/reliability.md")
 
 _PART = re.compile(r"(<!-- begin (?P<what>[^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_FAULTS = {"faults table": fault_table, "faults figures": fault_figures}
 _LANGUAGES = {".json": "json", ".toml": "toml", ".conf": "toml", ".yaml": "yaml"}
 
 
@@ -34,6 +37,8 @@ def _made(what: str) -> str:
         return f"```{_LANGUAGES.get(path.suffix, '')}\n{path.read_text().strip()}\n```\n"
     if kind == "soak":
         return verdict.table(json.loads((ROOT / argument).read_text()))
+    if what in _FAULTS:
+        return f"{_FAULTS[what]()}\n"
     raise ValueError(f"no generated part is called {what!r}")
 
 

@@ -40,6 +40,11 @@ class Traffic:
         self.draining = False
         """Set on SIGTERM: answers say `Connection: close`."""
 
+    @property
+    def active(self) -> int:
+        """How many requests are being answered."""
+        return self._active
+
     async def idle(self) -> None:
         """Waits until nobody is being served: the kernel has the last byte of each answer."""
         await self._idle.wait()
