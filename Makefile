@@ -44,7 +44,7 @@ bench: $(DEV) ## measure warm pulls beside other servers, as far as they are ins
 test: $(DEV) ## set up what is missing and run the tests (ARGS="-m e2e -x" goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
 
-fuzz: $(DEV) ## try 20,000 odd requests, and as much with each parser, other ones each time (EXAMPLES=100000 for more)
+fuzz: $(DEV) ## try 20,000 odd requests, 2,000 with each parser, other ones each time (EXAMPLES=100000 for more)
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/behaviour/test_fuzz.py tests/fuzz
 
 crash-all: $(DEV) ## 200 kills and 300 power losses, other ones each time (minutes), and what they cost

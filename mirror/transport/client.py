@@ -294,9 +294,10 @@ def _location(response: Response) -> URL | None:
         if not target.absolute:
             target = response.url.join(target)
         target.origin()
+        # Only now its port is read, which may be none.
+        return target if target.raw_host else None
     except ValueError:
         return None
-    return target
 
 
 def _encode(match: re.Match[str]) -> str:

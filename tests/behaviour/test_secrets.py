@@ -325,8 +325,8 @@ async def words_of_clients(run: Run) -> None:
 @pytest.mark.timeout(120)
 async def test_a_whole_run_gives_no_secret_away(run: Run, upstream: FakeRegistry, corp: FakeRegistry) -> None:
     """At log level debug, through pulls, faults of every kind, refusals, crashes of our own and requests that are none:
-    no line, metric, header or body holds a password, a token, a signature or what a client brought, in any form; and
-    each credential went to whom it is for, and nothing of a client's to anybody.
+    no line, metric, header, body or file holds a password, a token, a signature or what a client brought, in any form;
+    and each credential went to whom it is for, and nothing of a client's to anybody.
     """
     await success(run, upstream)
     await words_of_the_registry(run, upstream)
@@ -337,7 +337,9 @@ async def test_a_whole_run_gives_no_secret_away(run: Run, upstream: FakeRegistry
 
     output = await run.output()
 
-    assert [secret for secret in SECRETS if secret in output] == []
+    kept = b"".join(file.read_bytes() for file in run.served.data.rglob("*") if file.is_file())
+    assert [secret for secret in SECRETS if secret in output or secret.encode() in kept] == []
+    assert b"team/app" in kept
     assert "broken by the test" in output, "there was a traceback to look through"
     assert output.count('"event":"request"') > 80
     assert output.count('"event":"malformed request"') > 10

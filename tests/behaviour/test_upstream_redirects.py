@@ -147,7 +147,16 @@ async def test_a_redirect_loop_ends(upstream: FakeRegistry, start_asking: StartA
 
 @pytest.mark.parametrize(
     "location",
-    ["", "ftp://127.0.0.1/x", "http://[::1", "http://user:password@127.0.0.1/x", "javascript:alert(1)", "sha256:abc"],
+    [
+        "",
+        "ftp://127.0.0.1/x",
+        "http://[::1",
+        "http://127.0.0.1:99999/x",
+        "http://127.0.0.1:a/x",
+        "http://user:password@127.0.0.1/x",
+        "javascript:alert(1)",
+        "sha256:abc",
+    ],
 )
 async def test_a_redirect_to_nowhere_is_no_answer(
     upstream: FakeRegistry, start_asking: StartAsking, blob: Blob, location: str

@@ -12,6 +12,8 @@ import re
 import string
 from collections.abc import Callable
 from ipaddress import ip_network
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import quote
 
 from multidict import CIMultiDict
@@ -38,7 +40,9 @@ from mirror.oci.errors import (
 )
 from mirror.oci.manifest import media_type_of, parse_manifest
 from mirror.oci.reference import Tag, parse_reference, parse_repository
-from mirror.routing import Router
+from mirror.routing import Router, UpstreamName
+from mirror.transport import Destination, Request
+from mirror.transport.client import _target
 from mirror.transport.pauses import LONGEST, parse_retry_after
 
 _SMALL = string.ascii_lowercase + string.digits
@@ -131,6 +135,35 @@ def challenge(text: str) -> None:
         host = (realm.raw_host or "").lower().rstrip(".")
         assert realm.scheme == "https"
         assert f".{host}".endswith(".example.com")
+
+
+_BLOB = URL("https://registry.example.com/v2/a/blobs/b?c=d")
+_ASKED = Request(
+    Destination(UpstreamName("registry.example.com", "registry.example.com"), _REGISTRY, UpstreamSettings()),
+    _BLOB,
+    "blob",
+)
+
+
+def location(text: str) -> None:
+    """A place that can be asked for as it stands, by https, without a password of its own; or no answer."""
+    answer: Any = SimpleNamespace(headers={"Location": text}, url=_BLOB, asked="GET x")
+    try:
+        found = _target(_ASKED, answer)
+    except UpstreamUnavailable:
+        return
+    assert found.scheme == "https"
+    assert found.raw_host
+    assert found.raw_user is None
+    assert found.raw_password is None
+    assert found.port in range(1 << 16)
+    for part in (found.raw_host, found.raw_path_qs):
+        assert part.isascii()
+        assert part.isprintable()
+        assert " " not in part
+    if text.isascii() and text.isprintable() and text.startswith("https://"):
+        sent = text.strip().partition("#")[0].replace(" ", "%20").removeprefix("https://").partition("/")[2]
+        assert str(found.with_fragment(None)).endswith(sent.removesuffix("?")), "every byte may be signed"
 
 
 def link(text: str) -> None:
@@ -292,6 +325,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "range": ranges,
     "content_range": content_range,
     "challenge": challenge,
+    "location": location,
     "link": link,
     "own_link": own_link,
     "manifest": manifest,
