@@ -88,14 +88,15 @@ class Chain:
 
     async def outlive(self, pulls: int) -> None:
         """The last life: who was interrupted gets what he wanted, and so many images are pulled; it ends in order."""
-        life = self._crowd.life = await self._home.begin()
-        assert await life.serves(self._home.port)
-        self._crowd.gate.set()
-        async with asyncio.timeout(30):
-            await self._crowd.pulled(pulls)
-        self._crowd.gate.clear()
-        life.terminate()
-        assert await life.ends_within(15)
+        async with self._home.life() as life:
+            self._crowd.life = life
+            assert await life.serves(self._home.port)
+            self._crowd.gate.set()
+            async with asyncio.timeout(30):
+                await self._crowd.pulled(pulls)
+            self._crowd.gate.clear()
+            life.terminate()
+            assert await life.ends_within(15)
         self._look()
 
     def _moment(self, kind: str) -> Moment | None:

@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,15 @@ class Home:
                 sys.executable, "-m", *program, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, env=env
             )
         return Life(process, self.log)
+
+    @asynccontextmanager
+    async def life(self, moment: Moment | None = None) -> AsyncIterator[Life]:
+        """The same, killed at the end."""
+        begun = await self.begin(moment)
+        try:
+            yield begun
+        finally:
+            await begun.kill()
 
     async def counted(self, metric: str) -> float:
         """The sum of all samples of `metric`, as the living process tells."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.crash.chain import Chain
-from tests.crash.crowd import MIB, TAG_TTL, Crowd, World
+from tests.crash.crowd import MIB, REPOSITORY, TAG_TTL, Crowd, World
+from tests.crash.dying import Moment
 from tests.crash.lives import Home
 from tests.crash.seeds import KILLS, seeds
 from tests.e2e.processes import held_port
@@ -19,6 +21,23 @@ CHAINS = 4
 CLIENTS = 6
 SMALL, ROOMY = 24 * MIB, 1 << 30
 UPSTREAM_RATE = 24 * MIB
+AT_START = [
+    Moment("mkdir", "blobs", 2, after=True),
+    Moment("open", "unsettled", 1, after=True),
+    Moment("open", "data", 3, after=False),
+    Moment("scan", "spool", 1, after=False),
+]
+AT_END = Moment("fsync", "unsettled", 1, after=False)
+
+
+def settings_for(upstream: FakeRegistry, max_size: int) -> dict[str, Any]:
+    """For a mirror that has patience with a busy machine."""
+    return {
+        "storage": {"max_size": max_size, "min_free": "0%"},
+        "timeouts": {"try": "10s", "stale_after": "10s", "first_byte": "15s", "cold_head": "10s"},
+        "upstreams": {"docker.io": {"url": upstream.url}},
+        "tag_ttl": f"{TAG_TTL:g}s",
+    }
 
 
 @pytest.mark.timeout(60 + 5 * KILLS)
@@ -30,14 +49,8 @@ async def test_nothing_wrong_is_left_by_a_kill(seed: int, upstream: FakeRegistry
     choice = random.Random(seed)
     upstream.rate = UPSTREAM_RATE
     max_size = SMALL if seed % 2 else ROOMY
-    settings = {
-        "storage": {"max_size": max_size, "min_free": "0%"},
-        "timeouts": {"try": "10s", "stale_after": "10s", "first_byte": "15s", "cold_head": "10s"},
-        "upstreams": {"docker.io": {"url": upstream.url}},
-        "tag_ttl": f"{TAG_TTL:g}s",
-    }
     with held_port() as port:
-        home, world = Home(tmp_path, port, settings), World(upstream, choice)
+        home, world = Home(tmp_path, port, settings_for(upstream, max_size)), World(upstream, choice)
         crowd = Crowd(home, world, choice)
         chain = Chain(home, world, crowd, choice, max_size)
         try:
@@ -51,5 +64,32 @@ async def test_nothing_wrong_is_left_by_a_kill(seed: int, upstream: FakeRegistry
                     task.cancel()
         finally:
             await crowd.close()
-    print(seed, chain.figures, crowd.counted)
+    blobs = upstream.repositories[REPOSITORY].blobs.values()
+    twice = sum(max(0, upstream.bytes_for(blob) - blob.size) for blob in blobs) if max_size == ROOMY else None
+    print(f"\nseed {seed}, max_size {max_size}: {chain.figures}, {crowd.counted}, fetched twice: {twice}")
     assert chain.figures.evicted or max_size == ROOMY, "nothing was evicted, so this test has shown little"
+
+
+@pytest.mark.timeout(90)
+async def test_a_start_may_be_killed_at_any_call(upstream: FakeRegistry, tmp_path: Path) -> None:
+    """And so may the end: the next start finds what the first one found, and serves all of it without a fetch."""
+    image = upstream.add_image(REPOSITORY, "1", layers=[3 * MIB, MIB, 1000])
+    paths = [f"blobs/{blob.digest}" for blob in image.blobs]
+    choice = random.Random(1)
+    with held_port() as port:
+        home = Home(tmp_path, port, settings_for(upstream, ROOMY))
+        crowd = Crowd(home, World(upstream, choice), choice)
+        try:
+            for moment in (None, *AT_START, AT_END, None):
+                async with home.life(moment) as life:
+                    if await life.serves(port):
+                        for path, blob in zip(paths, image.blobs, strict=True):
+                            body = bytearray()
+                            await crowd.take(path, body)
+                            assert bytes(body) == blob.content
+                            assert upstream.bytes_for(blob) == blob.size
+                        if moment is AT_END:
+                            life.terminate()
+                            await life.over()
+        finally:
+            await crowd.close()
