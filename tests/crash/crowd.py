@@ -135,7 +135,6 @@ class Crowd:
 
     async def pull(self) -> None:
         """One image, complete and right. Raises AssertionError where it is not."""
-        await self.gate.wait()
         if self._choice.random() < 0.6:
             tag = self._choice.choice(self._world.tags)
             asked_at, known = time.monotonic(), self._world.latest(tag)
@@ -162,6 +161,7 @@ class Crowd:
         body, tries = bytearray(), 0
         while True:
             tries += 1
+            await self.gate.wait()
             life = self.life
             try:
                 await self.take(path, body)
@@ -174,7 +174,6 @@ class Crowd:
                 self.counted.retries += 1
             if path.startswith("manifests/") or self._choice.random() < 0.3:
                 body.clear()
-            await self.gate.wait()
         self.counted.requests += 1
         self.counted.most_tries = max(self.counted.most_tries, tries)
         self.counted.bytes += len(body)
