@@ -158,7 +158,14 @@ class Mirror:
             await self.stop()
             raise
         self.metrics.start_time.set(time.time())
-        _log.info("serving", listen=str(self.settings.listen), port=self.port, admin_port=self.admin_port)
+        most = places(self.settings.max_connections)
+        _log.info(
+            "serving",
+            listen=str(self.settings.listen),
+            port=self.port,
+            admin_port=self.admin_port,
+            max_connections=most,
+        )
 
     async def stop(self, *, drain: float = 0.0, grace: float = 0.0) -> None:
         """Says that we are leaving for `drain` seconds, lets transfers run for `grace` seconds, writes state out.

@@ -13,6 +13,9 @@ from mirror.store.files import SharedFile
 
 T = TypeVar("T")
 
+_MOST_CALLS = 16_384
+"""More than there are clients by default, each of whom waits for one."""
+
 
 class Threads:
     """A pool for one kind of work, so that a slow kind keeps no other waiting.
@@ -21,8 +24,10 @@ class Threads:
     So a call owns what it works on (`holding`), and what it brings is not lost (`unwanted`).
     """
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, *, most: int = _MOST_CALLS) -> None:
+        """At most `most` calls are begun or wait for a thread: of a disk that hangs, callers tire and come again."""
         self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
+        self._most = most
         self._running: set[asyncio.Future[Any]] = set()
 
     async def run(
@@ -71,6 +76,8 @@ class Threads:
         self._pool.shutdown(wait=False)
 
     def _begin(self, work: Callable[..., T], *arguments: object, holding: SharedFile | None) -> asyncio.Future[T]:
+        if len(self._running) >= self._most:
+            raise StorageError("too much waits for the disk") from OSError(errno.EAGAIN, "too much waits")
         held = holding.hold() if holding is not None else None
         try:
             future = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)

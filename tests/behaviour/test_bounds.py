@@ -27,7 +27,9 @@ __all__ = ["lines"]
 MIB = 1 << 20
 IDLE_CLIENTS = 40
 """Connections of the test's client, and of the mirror to the upstream, that wait for more requests: a task each."""
-PATIENT = short_timeouts(try_=20, first_byte=20, cold_head=20, stall=20, no_progress=40)
+CONNECTS: dict[str, float] = {"connect_address": 5, "connect": 10}
+"""A crowd on a busy machine takes longer than a twentieth of the defaults."""
+PATIENT = short_timeouts(try_=20, first_byte=20, cold_head=20, stall=20, no_progress=40, **CONNECTS)
 StartUpstream = Callable[..., Awaitable[FakeRegistry]]
 Task = asyncio.Task[Reply]
 
@@ -309,7 +311,7 @@ async def test_a_registry_that_answers_nothing_does_not_take_all_connections(
 
 async def test_a_question_without_a_turn_is_honest(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
     """503 with Retry-After for those who never got to ask, 504 for those who did and heard nothing."""
-    mirror = await start_mirror(timeouts=short_timeouts(try_=10, first_byte=2.0))
+    mirror = await start_mirror(timeouts=short_timeouts(try_=10, first_byte=2.0, **CONNECTS))
     upstream.fault("/v2/library/*", stall())
     paths = [f"/v2/library/demo{number}/manifests/1" for number in range(200)]
     replies = await asyncio.gather(*map(mirror.get, paths))
