@@ -80,6 +80,7 @@ class Transport:
         unreachable, dns, tls, reset, stall, slow, size, status, protocol, redirect, breaker, queue, stopped.
         """
         tried, effort = 0, Effort()
+        heard: UpstreamUnavailable | None = None
         if deadline.expired:
             raise UpstreamTimeout(f"{request.asked}: no time left to ask")
         while True:
@@ -87,9 +88,11 @@ class Transport:
                 return await self._attempt(request, effort, deadline)
             except UpstreamUnavailable as error:
                 tried += 1
+                if heard is None or error.reason != "breaker":
+                    heard = error  # what it met with itself says more than that others fared no better
                 delay = random.uniform(0, self._backoff * 2**tried)  # noqa: S311 (not a secret)
                 if effort.over or not _again(error, tried, request, deadline) or delay >= deadline.remaining():
-                    raise
+                    raise heard from None
                 self._observe.retried(request, error.reason)
             await asyncio.sleep(delay)
 
