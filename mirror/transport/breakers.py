@@ -70,6 +70,15 @@ class Breakers:
         breaker = self._breakers.get(key)
         return breaker is not None and breaker.is_open
 
+    def check(self, key: str, effort: Effort) -> None:
+        """Raises for who comes when it is open and nobody's turn; takes no turn."""
+        breaker = self._breakers.get(key)
+        if breaker is None or not breaker.is_open or key in effort.begun:
+            return
+        if time.monotonic() < breaker.next_turn:
+            effort.over = True
+            raise self.refusal(key)
+
     async def enter(self, key: str, effort: Effort, deadline: Deadline) -> bool:
         """Lets the request ask `key`; returns whether that is a probe.
 

@@ -111,6 +111,7 @@ class Transport:
         await self._private.close()
 
     async def _attempt(self, request: Request, effort: Effort, deadline: Deadline) -> Response:
+        self._gate.check(request.url, effort, deadline)  # who will not be let through need not wait for a place
         half = deadline.remaining() / 2  # a turn is of no use without time to ask
         place = await self._questions.take(request.destination.name.host, half)
         try:

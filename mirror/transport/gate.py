@@ -62,6 +62,14 @@ class Gate:
         probes_host = await self.breakers.enter(host, effort, deadline)
         return Passage(self, host, thing, entry, probes_host, probes_thing)
 
+    def check(self, url: URL, effort: Effort, deadline: Deadline) -> None:
+        """Raises at once what `enter` would raise, as far as that is known."""
+        host, thing = host_of(url), _thing(url)
+        self.pauses.check(host, deadline)
+        self.pauses_for_things.check(thing, deadline)
+        self.breakers_for_things.check(thing, effort)
+        self.breakers.check(host, effort)
+
     def check_pause(self, url: URL, deadline: Deadline) -> None:
         """Raises UpstreamThrottled, or UpstreamUnavailable after a 503, where the host's pause outlasts `deadline`."""
         self.pauses.check(host_of(url), deadline)

@@ -102,6 +102,19 @@ async def test_who_comes_when_it_is_open_has_one_try_or_none() -> None:
     assert error.retry_after == pytest.approx(LONG, abs=60)
 
 
+async def test_who_would_be_refused_can_hear_so_before_anything_else() -> None:
+    """Looking takes no turn; who was trying before is not refused."""
+    breakers, _ = broken(LONG)
+    newcomer, known = Effort(), Effort(begun={HOST})
+    breakers.check(HOST, newcomer)
+    assert await enter(breakers)
+
+    with pytest.raises(UpstreamUnavailable):
+        breakers.check(HOST, newcomer)
+    assert newcomer.over
+    breakers.check(HOST, known)
+
+
 async def test_the_next_is_let_through_after_a_while_whatever_became_of_the_first() -> None:
     """A probe that hangs keeps nobody from noticing that the host is back."""
     breakers, _ = broken()
