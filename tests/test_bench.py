@@ -111,3 +111,18 @@ def test_bench_measures_every_server_that_is_installed(tmp_path: Path) -> None:
         assert {line["server"] for line in question["summary"]} == expected
         assert all(one["amount"] and one["cpu"] > 0 for one in question["samples"])
     assert all(one["amount"] == 8 << 20 for one in found["blob-8"]["samples"])
+
+
+@pytest.mark.timeout(120)
+def test_a_slow_disk_is_measured(tmp_path: Path) -> None:
+    """A short run has figures of each kind, and a crowd that the slow disk really slows down."""
+    arguments = ["--rounds=1", "--seconds=1", "--size=8", f"--directory={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.slow_disk", *arguments], cwd=TOP, capture_output=True, text=True, check=False
+    )
+    if done.stderr.startswith("slow disk: "):
+        pytest.skip(done.stderr.strip())
+
+    found = json.loads(done.stdout)
+    assert all(found["first_byte_ms"][kind]["requests"] > 10 for kind in ("quiet", "busy", "slow"))
+    assert 0 == found["crowd_mib"]["quiet"] < found["crowd_mib"]["slow"] < found["crowd_mib"]["busy"]

@@ -91,6 +91,18 @@ async def test_a_held_blob_that_cannot_be_read_to_its_end(pair: Pair, skip: int)
     await pair.mend()
 
 
+async def test_a_held_blob_that_may_not_be_opened(pair: Pair) -> None:
+    """Somebody changed its mode: it is fetched again, and takes the place of the one that nobody can read."""
+    blob = await pair.warm()
+    pair.disk.fail(errno.EACCES, "open", path=blob.digest.hex, times=1)
+
+    assert await pair.check(blob, clients=1) == ["miss"]
+    assert await pair.degraded() == ["blobs: permission"]
+
+    await pair.mend()
+    assert await pair.check(blob, clients=1) == ["hit"]
+
+
 # A slow disk
 
 
