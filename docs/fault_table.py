@@ -69,4 +69,5 @@ def _cell(trouble: Mapping[str, Any], kinds: Sequence[str]) -> str:
 
 def _said(words: set[str]) -> str:
     ordered = sorted(words, key=lambda word: (_ORDER.index(word) if word in _ORDER else len(_ORDER), word))
-    return " or ".join(_WORDS.get(word, word) for word in ordered)
+    *most, last = (_WORDS.get(word, word) for word in ordered)
+    return f"{', '.join(most)} or {last}" if most else last

@@ -8,8 +8,8 @@ import tempfile
 import time
 
 _EVERY = 0.1
-_LONGEST = 0.4
-"""Seconds that the event loop, or a small write to the disk, may take; rows' time limits are a few times that."""
+_LONGEST = 0.1
+"""Seconds that one turn of the event loop, with a small write to the disk, may take; a row is dozens of them."""
 
 
 class Pulse:
