@@ -7,6 +7,7 @@ file and the next from a request of its own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -231,17 +232,17 @@ class AloneBody:
         self._label = target.upstream.entry
         self._size = size
         self._hasher = hasher
-        self._buffer = bytearray()
+        self._held: deque[memoryview] = deque()
+        """What has come and is not taken yet, from `_position` on, never copied: hundreds of clients may read alone."""
         self._position = start
-        """Offset of the first byte of the buffer."""
         self._received = start
 
     async def at(self, offset: int) -> Piece:
         while True:
             self._drop_before(offset)
-            ready = len(self._buffer) if self._received == self._size else len(self._buffer) - WITHHELD
+            ready = sum(map(len, self._held)) - (0 if self._received == self._size else WITHHELD)
             if ready > 0 and self._position == offset:
-                return BytesPiece(bytes(self._buffer[:ready]))
+                return BytesPiece(self._held[0][:ready])
             await self._receive()
 
     def storage_failed(self, error: OSError) -> None:
@@ -251,10 +252,12 @@ class AloneBody:
         await self._fetch.close()
 
     def _drop_before(self, offset: int) -> None:
-        surplus = min(offset - self._position, len(self._buffer))
-        if surplus > 0:
-            del self._buffer[:surplus]
-            self._position += surplus
+        while self._held and self._position < offset:
+            first = self._held.popleft()
+            taken = min(offset - self._position, len(first))
+            self._position += taken
+            if taken < len(first):
+                self._held.appendleft(first[taken:])
 
     async def _receive(self) -> None:
         chunk = await self._fetch.next()
@@ -262,7 +265,7 @@ class AloneBody:
             raise UpstreamCorrupt(f"{self._fetch.digest} is shorter than the upstream said")
         await self._tools.cache.blobs.compute(self._hasher.update, chunk)
         self._tools.metrics.bypass_bytes.labels(upstream=self._label, reason="alone").inc(len(chunk))
-        self._buffer += chunk
+        self._held.append(memoryview(chunk))
         self._received += len(chunk)
         if self._received == self._size and self._hasher.hexdigest() != self._fetch.digest.hex:
             self._received = -1  # never to be complete

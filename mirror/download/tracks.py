@@ -35,7 +35,7 @@ class FilePiece:
 class BytesPiece:
     """Bytes in memory."""
 
-    data: bytes
+    data: bytes | memoryview
 
 
 Piece = FilePiece | BytesPiece
