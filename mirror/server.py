@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import resource
 import signal
@@ -16,7 +15,7 @@ import structlog
 from aiohttp import web
 from aiohttp.abc import AbstractResolver
 
-from mirror import __version__, log
+from mirror import __version__, allocator, log
 from mirror.api.admin import AdminApi
 from mirror.api.admission import Admission, places
 from mirror.api.connections import Answer, HttpServer, Limits
@@ -294,7 +293,7 @@ class Mirror:
 
 def serve(settings: Settings, *, files: Files | None = None) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code. Raises StorageError and OSError where it cannot start."""
-    _keep_freed_memory()
+    allocator.set_up()
     metrics = Metrics()
     log.configure(level=settings.log_level, metrics_dropped=metrics.log_lines_dropped)
     _raise_descriptor_limit()
@@ -347,18 +346,3 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     except (OSError, ValueError):
         pass  # not ours to change; connections are then fewer
-
-
-def _keep_freed_memory() -> None:
-    """Tells glibc to keep freed buffers: without it each network buffer may be mapped and faulted in anew.
-
-    And to keep them in one place for all threads: each of a dozen places would grow to the most that it ever held.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return  # not glibc
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8
-    mallopt(trim_threshold, 64 << 20)
-    mallopt(mmap_threshold, 8 << 20)
-    mallopt(arena_max, 1)
