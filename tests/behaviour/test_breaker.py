@@ -189,6 +189,19 @@ class TestDead:
                 while (await mirror.get(path)).cache == "stale":
                     pass
 
+    async def test_a_probe_that_hangs_keeps_nobody(self, start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+        """A lone client is every probe itself: it hears 503 after a second of each, not after the whole `try`."""
+        mirror = await start_mirror(timeouts=short_timeouts(try_=4, first_byte=5, connect=4, connect_address=4))
+        await mirror.manifest("demo", "before")
+        upstream.fault(ANY, stall())
+        await asyncio.gather(*(mirror.get(path) for path in paths(THRESHOLD)))
+        assert is_open(mirror)
+
+        before = upstream.count()
+        async with asyncio.timeout(8):
+            while upstream.count() < before + 3:
+                assert (await mirror.manifest("demo", "after")).status == 503
+
 
 class TestHealthy:
     async def test_one_bad_thing_is_no_outage(self, mirror: RunningMirror, upstream: FakeRegistry) -> None:
