@@ -111,7 +111,10 @@ class Timeouts(_Section):
     """Duration without a byte from an upstream after which a blob's download is resumed with a new request."""
 
     min_rate: Rate = 8 << 10
-    """Rate (bytes a second) under which a blob's download is resumed with a new request; 0 for any rate."""
+    """Rate (bytes a second) under which a blob's download is resumed with a new request; 0 for any rate.
+
+    A client has to keep it, too, over `timeouts.client`, where the bytes come from an upstream at its own pace.
+    """
 
     min_rate_window: PositiveDuration = 30.0
     """Duration over which `timeouts.min_rate` is measured."""

@@ -19,6 +19,7 @@ from mirror.routing import Target
 from mirror.store.blobs import Leftover, Spool, is_full
 from mirror.store.budget import Reservation
 from mirror.transport import Deadline
+from mirror.transport.rate import MinimumRate
 
 _STEP = 1 << 20
 """Bytes reserved at a time for a blob whose length nobody told."""
@@ -184,7 +185,8 @@ class Attempt:
         if not watched():
             raise UpstreamUnavailable(f"there is no room for {self._digest}, and nobody reads it", reason="no_room")
         self.size, self._fetch.stop = room, None  # cannot wait for the digest here: the upstream's word has to do
-        return WindowTrack(self._digest, cache.blobs)
+        timeouts = self._tools.timeouts
+        return WindowTrack(self._digest, cache.blobs, MinimumRate(timeouts.min_rate, timeouts.client))
 
     async def _with_room(self, call: Callable[[], Awaitable[T]]) -> T:
         """A call that makes a file, tried again where a full disk gave room: it may have bytes, but no inodes."""

@@ -22,6 +22,7 @@ from mirror.oci.errors import MirrorError, Unknown, UpstreamRefused, UpstreamUna
 from mirror.routing import Target, UpstreamName
 from mirror.slots import Slot
 from mirror.transport import BlobStream, Deadline
+from mirror.transport.rate import MinimumRate
 from mirror.upstream import Upstreams
 
 _PROGRESS = 64 << 10
@@ -48,7 +49,8 @@ class Fetch:
     """Opens, reads and reopens streams for the bytes from `start` up to `stop` of a blob (None: to its end).
 
     Links are noted as the sources show the blob, and ended as they deny it. With `pace_of`, the upstream, the bytes go
-    at a client's pace, and each stream needs a turn for that.
+    at a client's pace: each stream needs a turn for that, and a client that takes less than `min_rate` over the time of
+    `timeouts.client` loses it. A byte now and then would keep it from others for ever.
     """
 
     def __init__(
@@ -86,6 +88,10 @@ class Fetch:
         self._takes_encoded = takes_encoded
         self._pace_of = pace_of
         self._turn: Slot | None = None
+        self._pace = MinimumRate(tools.timeouts.min_rate, tools.timeouts.client)
+        """Of whoever takes the bytes."""
+        self._gave: tuple[float, int] | None = None
+        """When the last bytes were given, and how many."""
         self._stream: BlobStream | None = None
         self._chunks: AsyncGenerator[bytes, None] | None = None
         self._position = 0
@@ -110,8 +116,11 @@ class Fetch:
     async def next(self) -> bytes | None:
         """The next bytes, in order; None when all that was asked for has come.
 
-        Broken streams are resumed inside. Raises Unknown, UpstreamRefused or UpstreamUnavailable when that is over.
+        Broken streams are resumed inside. Raises Unknown, UpstreamRefused or UpstreamUnavailable when that is over, and
+        reason client where the bytes are taken too slowly.
         """
+        self._check_pace()
+        self._check_pace()
         while not self._done():
             try:
                 chunk = await self._read()
@@ -121,9 +130,17 @@ class Fetch:
             if chunk is None:
                 break
             self._count(len(chunk))
+            self._gave = time.monotonic(), len(chunk)
             return chunk
         await self.close()
         return None
+
+    def _check_pace(self) -> None:
+        if self._pace_of is None or self._gave is None:
+            return
+        (at, count), self._gave = self._gave, None
+        if self._pace.too_slow(time.monotonic() - at, count):
+            raise UpstreamUnavailable(f"{self.digest} is taken too slowly", reason="client")
 
     async def go_on(self) -> None:
         """After `ended_early`: it was cut. Opens a stream for the rest, or raises as `next`."""

@@ -6,15 +6,17 @@ look complete.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mirror.download.news import News
 from mirror.oci.digest import Digest, Hasher
-from mirror.oci.errors import MirrorError
+from mirror.oci.errors import MirrorError, UpstreamUnavailable
 from mirror.store.blobs import BlobStore, Spool
 from mirror.store.files import SharedFile
+from mirror.transport.rate import MinimumRate
 
 WITHHELD = 4096
 """Bytes at the end of a blob that nobody gets before the digest has been compared."""
@@ -146,8 +148,10 @@ class WindowPiece:
 class WindowTrack(Track):
     """Bytes in a small window of memory, not stored: readers that keep pace share it, a slow one is cut loose."""
 
-    def __init__(self, digest: Digest, blobs: BlobStore) -> None:
+    def __init__(self, digest: Digest, blobs: BlobStore, pace: MinimumRate) -> None:
+        """`pace` is what its readers have to keep, the fastest of them at least."""
         super().__init__()
+        self._pace = pace
         self._hasher = digest.hasher()
         self._blobs = blobs
         self._window: deque[WindowPiece] = deque()
@@ -165,9 +169,15 @@ class WindowTrack(Track):
         return self._window[0].offset if self._window else self.written
 
     async def append(self, pieces: Sequence[bytes]) -> None:
-        """Hashes in the pool and holds the bytes, making room by forgetting what the fastest reader has taken."""
+        """Hashes in the pool and holds the bytes, making room by forgetting what the fastest reader has taken.
+
+        Raises UpstreamUnavailable, reason client, where that is too slow.
+        """
         data = b"".join(pieces)
+        began = time.monotonic()
         await self._make_room(len(data))
+        if self._pace.too_slow(time.monotonic() - began, len(data)):
+            raise UpstreamUnavailable("it is taken too slowly", reason="client")
         await self._blobs.compute(self._hasher.update, data)
         end = self.written + len(data)
         self._window.append(WindowPiece(self.written, data, self._hasher.copy(), end))

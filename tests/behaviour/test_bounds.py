@@ -357,6 +357,31 @@ async def test_parts_wait_for_their_turn_too(start_mirror: StartMirror, upstream
         assert (reply.status, reply.body) == (206, blob.read(3 * MIB, 10))
 
 
+@pytest.mark.parametrize("wanted", ["blob without room", "part"])
+async def test_a_trickle_of_bytes_keeps_no_connection_to_an_upstream(
+    start_mirror: StartMirror, upstream: FakeRegistry, wanted: str
+) -> None:
+    """Who takes a little now and then is let, but not where others wait for the turn: it ends short of its length."""
+    mirror = await start_mirror(
+        storage={"max_size": 4 * MIB} if wanted != "part" else None,
+        timeouts=short_timeouts(client=1.0, min_rate=2 * MIB, min_rate_window=20, stall=20, no_progress=40),
+    )
+    blob = upstream.put_blob("library/demo", 48 * MIB)
+    headers = {"Range": f"bytes={16 * MIB}-{48 * MIB - 2}"} if wanted == "part" else {}
+    if wanted == "part":
+        upstream.fault(blob, stall_at(100_000), times=1, method="GET")  # the fill
+    async with asyncio.timeout(15), await RawClient.connect(mirror.app.port, 256 << 10) as client:
+        await client.ask(f"/v2/demo/blobs/{blob.digest}", **headers)
+        head = await client.head()
+        taken = 0
+        for _ in range(40):
+            taken += len(await client.read(64 << 10))
+            await asyncio.sleep(0.1)
+        taken += len(await client.rest())
+    assert head.status == (206 if wanted == "part" else 200)
+    assert taken < head.length
+
+
 # All of it.
 
 

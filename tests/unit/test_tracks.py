@@ -16,6 +16,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import UpstreamCorrupt, UpstreamUnavailable
 from mirror.store.blobs import BlobStore
 from mirror.store.files import Files
+from mirror.transport.rate import MinimumRate
 from tests.storing import HOST, content
 
 KIB = 1 << 10
@@ -42,7 +43,7 @@ async def spool_track(store: BlobStore) -> AsyncIterator[SpoolTrack]:
 @pytest.fixture
 def window(store: BlobStore) -> WindowTrack:
     """A track in memory."""
-    return WindowTrack(Digest.of(b"whatever"), store)
+    return WindowTrack(Digest.of(b"whatever"), store, MinimumRate(0, 60))
 
 
 # Any track.
@@ -230,7 +231,7 @@ def test_a_window_of_pieces_of_any_size_never_waits_for_what_nobody_may_take(siz
             async def compute(self, work: object, data: bytes) -> None:
                 """Hashing is not what this is about."""
 
-        window = WindowTrack(Digest.of(b""), Store())  # type: ignore[arg-type]  # it only hashes
+        window = WindowTrack(Digest.of(b""), Store(), MinimumRate(0, 60))  # type: ignore[arg-type]  # it only hashes
         window.size = sum(sizes)
 
         async def read() -> None:
