@@ -12,7 +12,7 @@ from publicsuffixlist import PublicSuffixList
 from yarl import URL
 
 from mirror.oci.errors import UpstreamUnavailable
-from mirror.transport.addresses import literal_of
+from mirror.transport.addresses import LONGEST_HOST, literal_of
 
 
 def resolve_realm(realm: str, asked: URL) -> URL:
@@ -25,7 +25,8 @@ def resolve_realm(realm: str, asked: URL) -> URL:
         url.origin()
     except ValueError:
         raise _refused(asked, "names a token endpoint that is no URL") from None
-    if url.scheme not in ("http", "https") or url.raw_user is not None or url.raw_password is not None:
+    is_plain = url.scheme in ("http", "https") and url.raw_user is None and url.raw_password is None
+    if not is_plain or len(url.raw_host or "") > LONGEST_HOST:
         raise _refused(asked, "names a token endpoint that is no plain http or https URL")
     return url.with_fragment(None)
 

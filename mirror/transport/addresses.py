@@ -10,6 +10,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 IsGlobal = Callable[[str], bool]
 
+LONGEST_HOST = 255
+"""Characters; no name that could be resolved has more."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _UNICAST = ipaddress.IPv6Network("2000::/3")
 _NOBODYS = tuple(

@@ -22,7 +22,7 @@ from mirror.metrics import Metrics
 from mirror.oci.errors import UpstreamTimeout, UpstreamUnavailable
 from mirror.slots import Slots
 from mirror.transport import addresses
-from mirror.transport.addresses import literal_of
+from mirror.transport.addresses import LONGEST_HOST, literal_of
 from mirror.transport.breakers import Effort
 from mirror.transport.deadline import Deadline
 from mirror.transport.failures import CAUGHT, RETRIED, RedirectExpired, translate
@@ -299,7 +299,7 @@ def _location(response: Response) -> URL | None:
             target = response.url.join(target)
         target.origin()
         # Only now its port is read, which may be none.
-        return target if target.raw_host else None
+        return target if 0 < len(target.raw_host or "") <= LONGEST_HOST else None
     except ValueError:
         return None
 

@@ -153,6 +153,7 @@ async def test_a_redirect_loop_ends(upstream: FakeRegistry, start_asking: StartA
         "http://[::1",
         "http://127.0.0.1:99999/x",
         "http://127.0.0.1:a/x",
+        f"http://{'a.' * 128}test/x",
         "http://user:password@127.0.0.1/x",
         "javascript:alert(1)",
         "sha256:abc",

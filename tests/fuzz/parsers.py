@@ -127,6 +127,7 @@ def challenge(text: str) -> None:
     try:
         realm = resolve_realm(chosen.realm, _REGISTRY)
         assert realm.scheme in ("http", "https")
+        assert len(realm.raw_host or "") <= 255
         assert "@" not in realm.raw_authority
         check_realm(realm, _REGISTRY, ())
     except UpstreamUnavailable:
@@ -154,6 +155,7 @@ def location(text: str) -> None:
         return
     assert found.scheme == "https"
     assert found.raw_host
+    assert len(found.raw_host) <= 255
     assert found.raw_user is None
     assert found.raw_password is None
     assert found.port in range(1 << 16)

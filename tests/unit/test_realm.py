@@ -77,7 +77,16 @@ def test_a_realm_is_resolved_against_the_request(realm: str, expected: str) -> N
     assert resolve_realm(realm, URL("https://r.example:8443/v2/x/manifests/latest")) == URL(expected)
 
 
-@pytest.mark.parametrize("realm", ["http://[::1", "file:///etc/passwd", "https://user:secret@auth.example/", "data:,x"])
+@pytest.mark.parametrize(
+    "realm",
+    [
+        "http://[::1",
+        "file:///etc/passwd",
+        "https://user:secret@auth.example/",
+        "data:,x",
+        f"https://{'secret.' * 50}example/",
+    ],
+)
 def test_a_realm_that_is_no_plain_url_is_refused(realm: str) -> None:
     """Nothing but http and https is a token endpoint; the message does not repeat what was sent."""
     with pytest.raises(UpstreamUnavailable) as caught:
