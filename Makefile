@@ -53,7 +53,7 @@ crash-all: $(DEV) ## 200 kills and 300 power losses, other ones each time (minut
 soak: $(DEV) ## half an hour of clients, upstream faults and evictions: does anything grow? (MINUTES=2 for less)
 	$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),30) $(if $(JSON),--json $(JSON))
 
-faults-all: $(DEV) ## play every row of the table of upstream faults (minutes) and note it for the documentation
+faults-all: $(DEV) ## play every row of the table of upstream faults (up to ten minutes) and note it for the documentation
 	$(BIN)/python -m tests.faults
 	$(BIN)/python -m docs.render
 
