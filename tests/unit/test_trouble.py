@@ -43,6 +43,11 @@ def failure(number: int) -> StorageError:
         (errno.EACCES, "permission"),
         (errno.EMFILE, "descriptors"),
         (errno.ETIMEDOUT, "slow"),
+        (errno.EBUSY, "locked"),
+        (errno.ENOENT, "lost"),
+        (errno.ENOTDIR, "lost"),
+        (errno.ENODEV, "lost"),
+        (errno.ESTALE, "lost"),
         (errno.ENOTTY, "io_error"),
     ],
 )
