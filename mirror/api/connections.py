@@ -150,7 +150,9 @@ class _Connection(web.RequestHandler):
         if self._request_count != before:
             self._body = self._messages[-1][1]
             self._head_is_there()
-        elif self._body is None or self._body.is_eof():
+        elif not self._upgraded and (
+            self._body is None or self._body.is_eof()
+        ):  # what follows an upgrade is read later
             self._head_bytes += len(data)
             if self._head_bytes > _LONGEST_HEAD:
                 self._turn_away(431, "the request's headers are too long")

@@ -314,3 +314,27 @@ async def test_a_crowd_outside_is_bounded_too(serve: StartServer) -> None:
         await inside.send(PING)
         assert (await inside.answer())[1] == b"hello"
     assert served.refusals("total") == 400
+
+
+async def test_what_waits_behind_an_upgrade_is_no_slow_request(serve: StartServer) -> None:
+    """aiohttp reads it only once the upgrade has been declined; the connection then goes on as any."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: web.BaseRequest) -> web.StreamResponse:
+        asked.set()
+        await go_on.wait()
+        return web.Response(text="hello")
+
+    served = await serve(slow, request=SHORT)
+    async with asyncio.timeout(10), await RawClient.connect(served.port) as client:
+        await client.send(HALF + b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        await asked.wait()
+        await client.send(PING)
+        await asyncio.sleep(0.05)
+        go_on.set()
+        for _ in range(2):
+            assert (await client.answer())[1] == b"hello"
+        await asyncio.sleep(3 * SHORT)
+        await client.send(PING)
+        assert (await client.answer())[1] == b"hello"
+    assert served.malformed == []
