@@ -43,9 +43,9 @@ class _File:
 class PowerFiles(Files):
     """The real disk. Call `cut_at` before a workload, and `cut` at its end if the moment has not come by then.
 
-    Of what was not synced a power loss leaves anything: bytes that are old, new or zero, page by page, in files of any
-    length between; names that have come, gone or changed, in order or not. SQLite syncs its files itself: of its log
-    any part may be lost, as after a checkpoint.
+    Of what was not synced a power loss leaves anything: bytes that are old or new, or zero where nothing was synced,
+    page by page, in files of any length between; names that have come, gone or changed, in order or not. SQLite syncs
+    its files itself: of its log any part may be lost, as after a checkpoint.
     """
 
     def __init__(self, root: Path) -> None:
@@ -176,7 +176,7 @@ def _last_before(file: _File, change: int) -> int:
 
 
 def mutilated(durable: bytes, current: bytes, choice: random.Random) -> bytes:
-    """What a power loss leaves of a file: each page as it was synced, as it was last, or empty."""
+    """What a power loss leaves of a file: each page as it was synced (empty where it never was), or as it was last."""
     if durable == current:
         return current
     kept = choice.choice([0.0, 0.5, 0.9, 1.0])
@@ -185,7 +185,7 @@ def mutilated(durable: bytes, current: bytes, choice: random.Random) -> bytes:
     for start in range(0, length, _PAGE):
         end = min(start + _PAGE, length)
         old, new = durable[start:end], current[start:end]
-        page = new if old == new or choice.random() < kept else choice.choice([old, b""])
+        page = new if choice.random() < kept else old
         pages.append(page.ljust(end - start, b"\0"))
     return b"".join(pages)
 
