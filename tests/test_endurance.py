@@ -158,8 +158,8 @@ def test_a_flat_run_is_good() -> None:
 @pytest.mark.parametrize(
     ("growth", "promise"),
     [
-        ({"resident": 20 << 10}, "resident memory, trend of the second half"),
-        ({"own": 20 << 10}, "memory of its own, trend of the second half"),
+        ({"resident": 40 << 10}, "resident memory, trend of the second half"),
+        ({"own": 40 << 10}, "memory of its own, trend of the second half"),
         ({"files": 1}, "open files, trend of the second half"),
         ({"threads": 1}, "threads, trend of the second half"),
         ({"disk": MAX_SIZE // 800}, "data directory, the most"),

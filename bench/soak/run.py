@@ -22,7 +22,7 @@ MAX_SIZE = 128 << 20
 TREND_SECONDS = 600.0
 """A run that is shorter is all warming up: it has no trend to judge."""
 _CLIENTS = 24
-_STRANGERS = 25_000
+_STRANGERS = 40_000
 """Clients at the start of a longer run that ask for what there is not, each for something else: every bounded memory of
 names is full then, and nothing may grow any more."""
 _STEP = 2.0
