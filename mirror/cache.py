@@ -193,13 +193,20 @@ class Cache:
         return record
 
     async def put_list(
-        self, question: Question, name: ListName, items: tuple[str, ...], following: str | None, checked_at: float
+        self,
+        question: Question,
+        name: ListName,
+        items: tuple[str, ...],
+        following: str | None,
+        checked_at: float,
+        *,
+        substitute: bool = False,
     ) -> ListRecord:
         """Notes what the upstream said at `checked_at`; `following` is its query for what comes after `items`."""
         target, rest = question.target, ""
         if following is not None:
             rest = await self.put_cursor(target, name, following)
-        record = ListRecord(items, rest, checked_at, question.epoch)
+        record = ListRecord(items, rest, checked_at, question.epoch, substitute)
         if await self._stands(question):
             await self._lists.put(_key(name.kind, target, name), record, self._list_useful_for(target))
             await self._forget_absence(target, name, name.kind)

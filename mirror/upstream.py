@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, NoReturn
 
 from yarl import URL
@@ -40,6 +41,7 @@ _LIST_LIMIT = 8 << 20
 """Bytes of one page of a list; some registries send 100,000 tags in one."""
 _PAGE_REFUSED = (400, 405)
 _NO_REFERRERS = frozenset({400, 404, 405, 406, 410, 501})
+_GONE = (404, 410)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,15 @@ class ListPage:
     following: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class NoReferrers:
-    """The upstream has no API for referrers. `surely`: it said so of the path, not only of the digest in it."""
+class NoReferrers(Enum):
+    """What a registry said in place of a list of referrers."""
 
-    surely: bool
+    OF_PATH = auto()
+    """It has no such API."""
+    OF_DIGEST = auto()
+    """It has nothing for this digest, as far as that API goes."""
+    UNCLEAR = auto()
+    """Nothing that the specification knows: some without the API talk like that, and some that are in trouble."""
 
 
 class Upstreams:
@@ -194,7 +200,7 @@ class Upstreams:
         return _page(response, parse_tags(response.body))
 
     async def referrers(self, target: Target, digest: Digest, query: str, deadline: Deadline) -> ListPage | NoReferrers:
-        """One page of what is attached to `digest`; NoReferrers where the upstream has no such API.
+        """One page of what is attached to `digest`; NoReferrers where it gives none.
 
         Raises UpstreamUnavailable, reason content, for what says that it is an index and is none.
         """
@@ -210,18 +216,19 @@ class Upstreams:
         try:
             response = await self._authenticator.send(request, target.repository, deadline)
         except _Outside:
-            return NoReferrers(surely=False)  # GHCR has led to pages for people
+            return NoReferrers.UNCLEAR  # GHCR has led to pages for people
         codes = error_codes(response.body) if response.status != 200 else frozenset()
         if response.status == 404 and "NAME_UNKNOWN" in codes:
             raise NameUnknown(f"{target}: the upstream has no such repository")
         if response.status in _NO_REFERRERS:
             # What is said with a code is said of this digest; a page that is not found, of the path.
-            of_path = response.status in _NO_METHOD or (response.status != 400 and codes <= {"UNSUPPORTED"})
-            return NoReferrers(of_path)
+            if response.status in _NO_METHOD or (response.status != 400 and codes <= {"UNSUPPORTED"}):
+                return NoReferrers.OF_PATH
+            return NoReferrers.OF_DIGEST if response.status in _GONE else NoReferrers.UNCLEAR
         if response.status != 200:
             raise UpstreamUnavailable(f"{response.asked}: answered {response.status}", reason="status")
         if media_type_of(None, response.headers.get("Content-Type")) != OCI_INDEX:
-            return NoReferrers(surely=False)
+            return NoReferrers.UNCLEAR
         return _page(response, parse_index(response.body))
 
     async def close(self) -> None:

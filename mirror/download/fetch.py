@@ -120,7 +120,6 @@ class Fetch:
         reason client where the bytes are taken too slowly.
         """
         self._check_pace()
-        self._check_pace()
         while not self._done():
             try:
                 chunk = await self._read()

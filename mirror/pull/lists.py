@@ -36,7 +36,7 @@ class Gathered:
     """What an upstream said: a list up to a bound. `following` is its query for the rest; None: there is none.
 
     `endless`: its pages came again instead of ending. `checked_at`: when it was said, None for just now. `source`:
-    where it comes from; what is stale is not noted again.
+    where it comes from; what is stale is not noted again. `substitute`: it stands for a list that the upstream has not.
     """
 
     items: tuple[str, ...]
@@ -44,6 +44,7 @@ class Gathered:
     endless: bool = False
     checked_at: float | None = None
     source: Source = Source.MISS
+    substitute: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,9 @@ class Lists:
         if heard.source is Source.STALE:
             return ListAnswer(heard.items, "", heard.source)
         if record is None or (record.items, record.checked_at) != (heard.items, checked_at):
-            record = await self._cache.put_list(question, name, heard.items, heard.following, checked_at)
+            record = await self._cache.put_list(
+                question, name, heard.items, heard.following, checked_at, substitute=heard.substitute
+            )
         return _answer(record, heard.source)
 
 

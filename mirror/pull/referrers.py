@@ -78,8 +78,11 @@ class ReferrersPuller:
             try:
                 return await self._gather(target, subject, query)
             except _NoApi as no:
-                if no.surely:
+                if no.found is NoReferrers.OF_PATH:
                     self._without.set(target, Deadline.after(_WITHOUT_SECONDS))
+                elif no.found is NoReferrers.UNCLEAR and await self._has_listed(target, subject):
+                    problem = f"{target}: gives no list of referrers where it gave one before"
+                    raise UpstreamUnavailable(problem, reason="content") from no
         return await self._by_tag(target, Tag(fallback_tag(subject)))
 
     async def _gather(self, target: Target, subject: Digest, query: str) -> Gathered:
@@ -95,6 +98,11 @@ class ReferrersPuller:
 
         return await gather(page, query, Deadline.after(self._first_byte / 2))
 
+    async def _has_listed(self, target: Target, subject: Digest) -> bool:
+        """Whether its API itself has told us of something attached, which the lack of a tag must not hide."""
+        known = await self._cache.list_of(target, ListName("referrers", subject))
+        return known is not None and bool(known.items) and not known.substitute
+
     async def _by_tag(self, target: Target, tag: Tag) -> Gathered:
         """What the index behind the tag names; nothing where there is no tag, or where it means something else."""
         known = await self._cache.tag(target, tag)
@@ -104,13 +112,14 @@ class ReferrersPuller:
             if known is not None:
                 await self._check_repository(target, tag)
             absence = await self._cache.absence(target, tag, "manifest")
-            return Gathered((), checked_at=absence.checked_at if absence else None)
+            return Gathered((), checked_at=absence.checked_at if absence else None, substitute=True)
         known = await self._cache.tag(target, tag)
         content = answer.content if answer.media_type == OCI_INDEX else None
         return Gathered(
             tuple(parse_index(content or b"") or ()),
             checked_at=known.checked_at if known else None,
             source=answer.source,
+            substitute=True,
         )
 
     async def _check_repository(self, target: Target, tag: Tag) -> None:
@@ -126,4 +135,4 @@ class _NoApi(Exception):
 
     def __init__(self, found: NoReferrers) -> None:
         super().__init__()
-        self.surely = found.surely
+        self.found = found

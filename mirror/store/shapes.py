@@ -20,13 +20,15 @@ class TagRecord(msgspec.Struct, frozen=True, array_like=True):
 class ListRecord(msgspec.Struct, frozen=True, array_like=True):
     """The upstream's list, or a stretch of it, at `checked_at`: tags in order, or descriptors as their exact JSON.
 
-    `rest`: the cursor of the stretch that follows; empty where nothing does.
+    `rest`: the cursor of the stretch that follows; empty where nothing does. `substitute`: it is what stands for a list
+    where the upstream has none.
     """
 
     items: tuple[str, ...]
     rest: str
     checked_at: float
     epoch: int
+    substitute: bool = False
 
 
 class CursorRecord(msgspec.Struct, frozen=True, array_like=True):

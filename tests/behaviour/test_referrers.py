@@ -397,6 +397,60 @@ class TestFreshness:
         assert (reply.cache, len(listed(reply))) == ("stale", len(attached))
         assert mirror.metric("mirror_stale_served_total", upstream="docker.io") >= 1
 
+    @pytest.mark.parametrize(
+        "unclear",
+        [
+            status(400, error="UNSUPPORTED"),
+            status(406, error="DENIED"),
+            html(),
+            status(200, b'{"manifests":[]}'),
+            redirect_to("https://registry.test/login?return_to=x", 303),
+        ],
+        ids=lambda fault: fault.name,
+    )
+    async def test_what_the_api_has_listed_is_not_hidden_by_something_unclear(
+        self, mirror: RunningMirror, upstream: FakeRegistry, image: Image, clock: Clock, unclear: Fault
+    ) -> None:
+        """Elsewhere it may mean that there is no API; of who had one, and no tag in its place, it is no answer."""
+        upstream.referrers = True
+        things = [attach(upstream, image, kind) for kind in (SIGNATURE, SBOM)]
+        await mirror.get(path_of(image))
+        rule = upstream.fault("/v2/*/referrers/*", unclear)
+        for _ in range(2):
+            clock.forward(LIST_TTL + 1)
+            reply = await mirror.get(path_of(image))
+            assert (reply.cache, listed(reply)) == ("stale", [described(one) for one in things])
+
+        rule.remove()
+        assert (await mirror.get(path_of(image))).cache != "stale"
+
+    @pytest.mark.parametrize(
+        "no", [status(404, error="MANIFEST_UNKNOWN"), html(404), status(405)], ids=lambda fault: fault.name
+    )
+    async def test_what_the_api_has_listed_ends_with_a_no(
+        self, mirror: RunningMirror, upstream: FakeRegistry, image: Image, clock: Clock, no: Fault
+    ) -> None:
+        """Whether it is said of the digest or of the path: no is an answer."""
+        upstream.referrers = True
+        attach(upstream, image, SIGNATURE)
+        await mirror.get(path_of(image))
+        upstream.fault("/v2/*/referrers/*", no)
+        clock.forward(LIST_TTL + 1)
+        assert listed(await mirror.get(path_of(image))) == []
+
+    async def test_what_the_tag_has_listed_ends_with_the_tag(
+        self, mirror: RunningMirror, upstream: FakeRegistry, image: Image, clock: Clock
+    ) -> None:
+        """Also where the API says something unclear, as it always did, and somebody else heard of the tag's end."""
+        upstream.fault("/v2/*/referrers/*", html())
+        tag_index(upstream, image, attach(upstream, image, SIGNATURE))
+        assert len(listed(await mirror.get(path_of(image)))) == 1
+        tag = f"sha256-{image.digest.hex}"
+        del upstream.repository(REPOSITORY).tags[tag]
+        clock.forward(301)
+        assert (await mirror.manifest("demo", tag)).status == 404
+        assert listed(await mirror.get(path_of(image))) == []
+
     async def test_an_empty_one_is_stale_like_any(
         self, mirror: RunningMirror, upstream: FakeRegistry, image: Image, clock: Clock
     ) -> None:

@@ -29,7 +29,6 @@ _BODY = ("first", "middle", "last")
 _MANIFESTS = ("tag", "digest")
 _READ_WHOLE = (*_MANIFESTS, "tags", "referrers", "token")
 _OLD = ("old-tag", "old-tags", "old-referrers")
-_REFERRERS = ("referrers", "old-referrers")
 
 _TRIES = 4
 """Of one question."""
@@ -85,8 +84,14 @@ RULES = (
         "empty",
         "what is no index means that there is no API; the tag in its place is asked then",
         ["400", "page", "no-type", "wrong-type"],
-        kinds=_REFERRERS,
+        kinds=["referrers"],
         afterwards="empty",
+    ),
+    _rule(
+        "stale",
+        "there was an API, and what is no index is no answer of its",
+        ["400", "page", "no-type", "wrong-type"],
+        kinds=["old-referrers"],
     ),
     # No.
     _rule("503", "no token is no answer", [*_REFUSED, *_MISSING], kinds=["token"], moments=["before"]),
