@@ -51,7 +51,7 @@ class Download:
         self._task: asyncio.Task[None] | None = None
         self._upstream = source.upstream
         self._turn: Slot | None = None
-        self._paced = False
+        self._paced = pass_through
 
     # Around it.
 
@@ -177,7 +177,8 @@ class Download:
     async def _run(self) -> None:
         tools = self._tools
         try:
-            self._turn = await tools.lanes.fill(self._upstream, tools.timeouts.first_byte)
+            lane = tools.lanes.pace if self._pass_through else tools.lanes.fill
+            self._turn = await lane(self._upstream, tools.timeouts.first_byte)
             tools.metrics.downloads_in_flight.inc()
             if not await self._try(first=True):
                 self.sources.rotate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -16,6 +17,7 @@ from mirror.oci.digest import Digest
 from mirror.routing import UpstreamName
 from tests.behaviour.test_shutdown import Served
 from tests.conftest import StartMirror
+from tests.faulty import FaultyFiles
 from tests.harness import Reply, RunningMirror, short_timeouts
 from tests.lines import Lines, lines
 from tests.raw import RawClient
@@ -287,6 +289,22 @@ async def test_a_slow_client_keeps_nobody_waiting(start_mirror: StartMirror, ups
         await slow.head()
         assert (await mirror.blob("demo", small.digest)).body == small.content
         assert mirror.metric("mirror_downloads_in_flight") >= 1
+
+
+async def test_a_held_blob_that_cannot_be_read_waits_for_no_download(
+    start_mirror: StartMirror, upstream: FakeRegistry
+) -> None:
+    """Its client has begun, and its rest passes the disk by: it has no place among blobs that are kept to wait for."""
+    disk = FaultyFiles()
+    mirror = await start_mirror(max_downloads=1, files=disk, timeouts=PATIENT)
+    blob = upstream.put_blob("library/demo", 100_000)
+    await mirror.blob("demo", blob.digest)
+    await mirror.quiet()
+    clients = await hanging(mirror, upstream, 1)
+    disk.fail(errno.EIO, "sendfile", times=1)
+    async with asyncio.timeout(5):
+        assert (await mirror.blob("demo", blob.digest)).body == blob.content
+    await end(clients)
 
 
 # Questions.
