@@ -126,6 +126,7 @@ class RangeBody:
         if flight is not None and not (self._readable and (flight.stores or flight.has(offset))):
             await self._leave_flight()
         if self._stuck is None and not self._coming(offset):
+            await self._end_fetch()  # whoever waits for the fill needs no turn meanwhile
             if (piece := await self._from_flight(offset)) is not None:
                 return piece
             self._note_leap(offset)
@@ -136,6 +137,7 @@ class RangeBody:
                 if error.reason not in NO_PARTS:
                     raise
                 self._stuck = error
+                await self._end_fetch()
         return await self._from_fill(offset, self._stuck)
 
     def storage_failed(self, error: OSError) -> None:

@@ -22,7 +22,7 @@ from tests.harness import Reply, RunningMirror, short_timeouts
 from tests.lines import Lines, lines
 from tests.raw import RawClient
 from tests.reading import nothing_unheard
-from tests.upstream import FakeRegistry, stall, stall_at
+from tests.upstream import FakeRegistry, ignore_range, stall, stall_at
 
 __all__ = ["lines"]
 
@@ -373,6 +373,24 @@ async def test_parts_wait_for_their_turn_too(start_mirror: StartMirror, upstream
     for _ in range(3):  # each gives its turn back
         reply = await mirror.blob("demo", blob.digest, **part)
         assert (reply.status, reply.body) == (206, blob.read(3 * MIB, 10))
+
+
+async def test_who_waits_for_the_fill_has_no_turn(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """Its own request turned out to be of no use; others may have one in the meantime."""
+    mirror = await start_mirror(timeouts=PATIENT)
+    blob = upstream.put_blob("library/demo", 4 * MIB)
+    fill = upstream.fault(blob, stall_at(100_000), times=1, method="GET")
+    upstream.fault(blob, ignore_range(), method="GET")
+    lanes = mirror.app.downloads.tools.lanes
+    name = UpstreamName("docker.io", "docker.io")
+    turns = [await lanes.pace(name, 0) for _ in range(PACED * 3 // 4 - 1)]
+    client = asyncio.create_task(mirror.blob("demo", blob.digest, Range=f"bytes={3 * MIB}-{3 * MIB + 9}"))
+    await upstream.until(lambda: upstream.requests_for(blob) == 2)
+
+    turns.append(await lanes.pace(name, 5))
+
+    fill.release()
+    assert (await client).body == blob.read(3 * MIB, 10)
 
 
 @pytest.mark.parametrize("wanted", ["blob without room", "part"])
