@@ -77,7 +77,7 @@ class Transport:
         Connect errors, resets, timeouts, those statuses and broken bodies that are read whole are tried again with
         full-jitter backoff; pauses that the host asked for are waited out. Of a host that is known not to answer, who
         comes then hears so at once. Raises UpstreamUnavailable and its children: reason timeout, throttled,
-        unreachable, dns, tls, reset, stall, slow, size, status, protocol, redirect, breaker, queue, stopped.
+        unreachable, local, dns, tls, reset, stall, slow, size, status, protocol, redirect, breaker, queue, stopped.
         """
         tried, effort = 0, Effort()
         heard: UpstreamUnavailable | None = None

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+
 import aiohttp
 
 from mirror.oci.errors import UpstreamTimeout, UpstreamUnavailable
 from mirror.transport.addresses import PrivateAddress
 
-RETRIED = frozenset({"unreachable", "dns", "reset", "timeout", "status", "stall", "throttled", "breaker"})
+RETRIED = frozenset({"unreachable", "dns", "reset", "timeout", "status", "stall", "throttled", "breaker", "local"})
 """Reasons after which asking again may help. Not tls: a certificate does not get better within seconds."""
 
 CAUGHT = (aiohttp.ClientError, OSError, ValueError)
 """What a send or a read may raise besides TimeoutError, which is an OSError; ValueError for what cannot be sent."""
+
+
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
+"""What this process or machine has run out of; it says nothing of the host."""
 
 
 class RedirectExpired(UpstreamUnavailable):
@@ -28,6 +34,8 @@ def translate(error: Exception, asked: str, led_by: str = "redirect") -> Upstrea
     """
     if isinstance(error, TimeoutError):
         return UpstreamTimeout(f"{asked}: no answer in time")
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno in _OURS:
+        return UpstreamUnavailable(f"{asked}: cannot connect: {error.os_error.strerror}", reason="local")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         if isinstance(error.os_error, PrivateAddress):
             return UpstreamUnavailable(f"{asked}: {error.os_error}", reason=led_by)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections import Counter
 from contextlib import suppress
 
 import pytest
+from aiohttp.abc import ResolveResult
 
-from mirror.config import Timeouts
+from mirror.config import Timeouts, UpstreamSettings
 from mirror.transport.breakers import THRESHOLD
+from tests.asking import Names
 from tests.clock import Clock
 from tests.conftest import StartMirror
 from tests.harness import Reply, RunningMirror, short_timeouts
@@ -327,3 +330,25 @@ async def test_it_is_told_once(lines: Lines, mirror: RunningMirror, upstream: Fa
 def test_a_second_is_a_second_by_default() -> None:
     """The interval follows `try`, so that tests can shrink it."""
     assert Timeouts().try_ * 0.2 == 1
+
+
+class Exhausted(Names):
+    """A resolver in a process without file descriptors."""
+
+    async def resolve(self, *_: object, **__: object) -> list[ResolveResult]:
+        """As AbstractResolver."""
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+async def test_our_own_trouble_is_not_the_hosts(start_mirror: StartMirror) -> None:
+    """Without a file descriptor nobody is asked, and nothing is learnt of whom we would have asked."""
+    mirror = await start_mirror(
+        upstreams={"docker.io": UpstreamSettings(url="http://registry.test")},
+        timeouts=QUICK,
+        wiring={"resolver": Exhausted({})},
+    )
+    for path in paths(2 * THRESHOLD):
+        reply = await mirror.get(path)
+        assert (reply.status, "Retry-After" in reply.headers) == (503, True)
+    assert asked(mirror) > THRESHOLD
+    assert mirror.metric("mirror_upstream_breaker_open") == 0
