@@ -34,6 +34,7 @@ from mirror.memory import Key, Memory
 from mirror.metrics import Metrics
 from mirror.oci.errors import StorageError
 from mirror.pull import (
+    PROOFS,
     BlobPuller,
     Lists,
     ManifestAsker,
@@ -108,7 +109,7 @@ class Mirror:
             resolver=resolver,
             is_global=is_global,
             clock=clock,
-            streams=settings.max_downloads + PACED,
+            streams=settings.max_downloads + PACED + PROOFS,
         )
         self._secrets = Memory(max_keys=10_000, limit=_SECRET_BYTES, weigh=_secret_weight)
         authenticator = Authenticator(self._transport, self._secrets, metrics=self.metrics, clock=clock)

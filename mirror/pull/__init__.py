@@ -5,12 +5,13 @@ from mirror.pull.asking import ManifestAsker
 from mirror.pull.blobs import BlobPuller
 from mirror.pull.lists import Following, Lists
 from mirror.pull.manifests import ManifestPuller
-from mirror.pull.permission import Permissions
+from mirror.pull.permission import PROOFS, Permissions
 from mirror.pull.referrers import ReferrersPuller
 from mirror.pull.renewals import Renewals
 from mirror.pull.tags import TagsPuller
 
 __all__ = [
+    "PROOFS",
     "BlobAnswer",
     "BlobPuller",
     "Following",

@@ -17,6 +17,7 @@ from mirror.pull.answers import Source
 from mirror.pull.questions import Questions
 from mirror.pull.renewals import Renewals
 from mirror.routing import Target
+from mirror.slots import Slots
 from mirror.store.files import SharedFile
 from mirror.store.shapes import LinkRecord
 from mirror.transport import BlobStream, Deadline
@@ -25,6 +26,9 @@ from mirror.upstream import Upstreams
 _MOST_SKIPPED = 1 << 20
 """Bytes that are read to get at those to compare, where an upstream ignores ranges."""
 _DOUBTS = 10_000
+PROOFS = 64
+"""Blobs of which upstreams are showing a part at the same time: one that stalls there holds a connection for each."""
+_PROOFS_WAITING = 4 * PROOFS
 _log = structlog.get_logger()
 
 
@@ -51,6 +55,7 @@ class Permissions:
         self._questions = Questions()
         self._doubted: Bounded[tuple[str, Digest], bool] = Bounded(_DOUBTS)
         """Which upstreams failed to show what they claim: they get no second guess at another place."""
+        self._proofs = Slots(PROOFS, _PROOFS_WAITING, what="comparisons")
 
     async def close(self) -> None:
         """Stops what is being asked."""
@@ -140,7 +145,11 @@ class Permissions:
 
     async def _prove(self, target: Target, digest: Digest, size: int, ours: Sample, deadline: Deadline) -> LinkRecord:
         question = await self._cache.question(target)
-        theirs = await deadline.bound(self._shown(target, digest, ours, deadline), f"{target}@{digest}")
+        place = await self._proofs.take(target.upstream.host, deadline.remaining() / 2)
+        try:
+            theirs = await deadline.bound(self._shown(target, digest, ours, deadline), f"{target}@{digest}")
+        finally:
+            place.release()
         if theirs != ours.data:
             # Or ours have rotted. If it really has the blob, fetching it whole mends that.
             self._doubted.set((target.upstream.host, digest), True)

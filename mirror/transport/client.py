@@ -59,7 +59,7 @@ class Transport:
         resolver: AbstractResolver | None = None,
         is_global: Callable[[str], bool] | None = None,
         clock: Callable[[], float] = time.time,
-        streams: int = 320,
+        streams: int = 384,
     ) -> None:
         self.timeouts = timeouts
         self._observe = _Observer(metrics)

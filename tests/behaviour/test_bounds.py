@@ -22,7 +22,7 @@ from tests.harness import Reply, RunningMirror, short_timeouts
 from tests.lines import Lines, lines
 from tests.raw import RawClient
 from tests.reading import nothing_unheard
-from tests.upstream import FakeRegistry, ignore_range, stall, stall_at
+from tests.upstream import ANY, FakeRegistry, ignore_range, stall, stall_at
 
 __all__ = ["lines"]
 
@@ -324,6 +324,25 @@ async def test_a_registry_that_answers_nothing_does_not_take_all_connections(
         image = upstream.add_image("library/demo", "1")
         assert (await mirror.manifest("demo", "1")).body == image.manifest.content
     assert slow.in_flight == 144
+    await end(clients)
+
+
+async def test_a_registry_that_shows_nothing_of_what_it_claims_does_not_either(
+    start_mirror: StartMirror, start_upstream: StartUpstream, upstream: FakeRegistry
+) -> None:
+    """What is held from another one it has to show a little of; a share of the places for that is all it takes."""
+    rival = await start_upstream()
+    mirror = await start_mirror(timeouts=PATIENT, upstreams={"docker.io": upstream, "rival.test": rival})
+    blobs = [upstream.put_blob("library/demo", 10_000 + number) for number in range(70)]
+    for blob in blobs:
+        await mirror.blob("demo", blob.digest)
+        rival.repository("copy/app").blobs[blob.digest] = blob
+    await mirror.quiet()
+    rival.fault(ANY, stall_at(0), kind="blob", method="GET")
+    clients = [asyncio.create_task(mirror.blob("rival.test/copy/app", blob.digest)) for blob in blobs]
+    await rival.until(lambda: rival.in_flight >= 48 and rival.count(method="HEAD") == len(blobs))
+    assert (await mirror.blob("demo", blobs[0].digest)).cache == "hit"
+    assert rival.in_flight == 48
     await end(clients)
 
 
