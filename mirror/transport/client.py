@@ -113,7 +113,7 @@ class Transport:
     async def _attempt(self, request: Request, effort: Effort, deadline: Deadline) -> Response:
         self._gate.check(request.url, effort, deadline)  # who will not be let through need not wait for a place
         half = deadline.remaining() / 2  # a turn is of no use without time to ask
-        place = await self._questions.take(request.destination.name.host, half)
+        place = await self._questions.take(host_of(request.url), half)
         try:
             return await self._ask_through(request, effort, deadline)
         finally:

@@ -22,7 +22,7 @@ from tests.harness import Reply, RunningMirror, short_timeouts
 from tests.lines import Lines, lines
 from tests.raw import RawClient
 from tests.reading import nothing_unheard
-from tests.upstream import ANY, FakeRegistry, ignore_range, stall, stall_at
+from tests.upstream import ANY, Bearer, FakeRegistry, ignore_range, stall, stall_at
 
 __all__ = ["lines"]
 
@@ -324,6 +324,22 @@ async def test_a_registry_that_answers_nothing_does_not_take_all_connections(
         image = upstream.add_image("library/demo", "1")
         assert (await mirror.manifest("demo", "1")).body == image.manifest.content
     assert slow.in_flight == 144
+    await end(clients)
+
+
+async def test_a_token_endpoint_that_hangs_takes_no_place_of_the_registry(
+    start_mirror: StartMirror, upstream: FakeRegistry
+) -> None:
+    """Who has a token pulls on while any number of others wait for one."""
+    upstream.auth = Bearer(realm=f"{upstream.cdn_url}/token")
+    image = upstream.add_image("library/demo", "1")
+    mirror = await start_mirror(timeouts=PATIENT)
+    await mirror.manifest("demo", "none")
+    upstream.fault(ANY, stall(), kind="token", origin="cdn")
+    clients = [asyncio.create_task(mirror.manifest(f"demo{number}", "1")) for number in range(200)]
+    await upstream.until(lambda: upstream.in_flight >= 144, limit=15)
+    async with asyncio.timeout(5):
+        assert (await mirror.manifest("demo", "1")).body == image.manifest.content
     await end(clients)
 
 
