@@ -189,7 +189,7 @@ class Mirror:
     # Starting.
 
     async def _open_store(self) -> None:
-        self._closing.callback(self._home.release)
+        self._closing.push_async_callback(self._home.release)
         await self._home.take()
         self._closing.push_async_callback(self.cache.close)
         self._closing.push_async_callback(self.records.close)

@@ -31,30 +31,41 @@ class Home:
         self._threads = Threads("home", 1)
         self._lock: DataLock | None = None
         self._was_mounted = False
+        self._changed = False
 
     async def take(self) -> None:
         """Makes the directory where there is none, and locks it.
 
         Raises StorageError, in words for the operator: what is in the way, and what to do.
         """
-        await self._threads.run(self._take, unwanted=lambda _: self._let_go())
+        await self._threads.run(self._take)
 
     async def find(self) -> bool:
-        """Whether the directory is another one than it was, and ours now; False: it is the same.
+        """Whether the directory is another one than it was, and ours now; True until `accept` is called.
 
         Raises StorageError while it is gone, not mounted, or in use by somebody else.
         """
         return await self._threads.run(self._find, limit=self._patience)
+
+    def accept(self) -> None:
+        """The other directory was looked through: it is the one from now on."""
+        self._changed = False
 
     def check(self) -> None:
         """Raises OSError where the directory is not the one that we have locked. Blocks."""
         if self._lock is not None and not self._lock.is_of(self._root):
             raise OSError(errno.ENODEV, "the data directory is gone", str(self._root))
 
-    def release(self) -> None:
-        """Lets the next process in. Idempotent."""
+    async def release(self, limit: float = 2.0) -> None:
+        """Lets the next process in, after what still runs. Idempotent.
+
+        Does not wait longer than `limit` seconds: when we end the kernel does it.
+        """
+        try:
+            await self._threads.run(self._let_go, limit=limit)
+        except StorageError:
+            pass  # released before, or a disk that hangs
         self._threads.close()
-        self._let_go()
 
     # In the thread.
 
@@ -70,7 +81,7 @@ class Home:
     def _find(self) -> bool:
         assert self._lock is not None, "looked for before it was taken"
         if self._lock.is_of(self._root):
-            return False
+            return self._changed
         if not self._root.is_dir() or (self._was_mounted and not self._is_mounted()):
             raise OSError(errno.ENODEV, "the data directory is gone", str(self._root))
         try:
@@ -78,7 +89,7 @@ class Home:
         except StorageError as error:
             raise OSError(errno.EBUSY, error.message) from error
         self._lock.release()
-        self._lock = lock
+        self._lock, self._changed = lock, True
         return True
 
     def _is_mounted(self) -> bool:

@@ -113,6 +113,7 @@ class Upkeep:
         """
         if await self._home.find():
             await self._blobs.reopen()
+            self._home.accept()
             self._next_count = self._rounds
             _log.warning("another data directory than before; it is used as it is", path=str(self._storage.path))
         elif self._trouble.met_by("blobs") == LOST:

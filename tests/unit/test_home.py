@@ -32,8 +32,8 @@ async def test_the_directory_is_made_for_us_alone(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="in use by process"):
         await Home(tmp_path / "new" / "data").take()
 
-    home.release()
-    home.release()
+    await home.release()
+    await home.release()
     DataLock.take(tmp_path / "new" / "data").release()
 
 
@@ -52,7 +52,7 @@ async def test_a_directory_that_was_moved_away_is_gone_until_it_is_back(tmp_path
     away.rename(path)
     assert not await home.find()
     home.check()
-    home.release()
+    await home.release()
 
 
 async def test_another_directory_in_its_place_is_locked_before_it_is_ours(tmp_path: Path) -> None:
@@ -68,11 +68,13 @@ async def test_another_directory_in_its_place_is_locked_before_it_is_ours(tmp_pa
 
     other.release()
     assert await home.find()
+    assert await home.find(), "nobody may have heard the answer"
+    home.accept()
     assert not await home.find()
     with pytest.raises(StorageError, match="in use"):
         DataLock.take(path)
     DataLock.take(away).release()
-    home.release()
+    await home.release()
 
 
 async def test_a_bare_mount_point_is_not_the_volume(tmp_path: Path) -> None:
@@ -87,4 +89,4 @@ async def test_a_bare_mount_point_is_not_the_volume(tmp_path: Path) -> None:
     with volume(top, "1m"):
         assert await home.find()
         assert [path.name for path in top.iterdir()] == ["lock"]
-        home.release()
+        await home.release()

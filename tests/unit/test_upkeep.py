@@ -58,7 +58,7 @@ class House:
         await self.budget.close()
         await self.records.close()
         await self.blobs.close()
-        self.home.release()
+        await self.home.release()
 
     async def put(self, *sizes: int) -> list[Digest]:
         digests = []
@@ -276,3 +276,20 @@ async def test_the_last_chores_of_a_clean_stop(house: House, tmp_path: Path) -> 
 
     assert path_of(house.path, digest).stat().st_mtime == house.now
     assert await house.records.get(("used",)) == b"1024"
+
+
+async def test_another_directory_is_looked_through_before_it_is_used(house: House) -> None:
+    """Also where the first look at it fails: what stands in its journal is in doubt, and must not be served as it is."""
+    (digest,) = await house.put(UNIT)
+    house.path.rename(house.path.with_name("away"))
+    house.path.mkdir()
+    (house.path / "unsettled").write_text(f"\n{digest}")
+    house.disk.fail(errno.EIO, "read", path="unsettled")
+
+    await house.upkeep.round()
+    assert not house.blobs.checks.is_suspect(digest)
+    house.disk.clear()
+    await house.upkeep.round()
+
+    assert house.blobs.checks.is_suspect(digest)
+    assert not await house.home.find()
