@@ -187,8 +187,8 @@ class Records:
             await asyncio.wait([self._opening], timeout=_CLOSE_SECONDS)
         cache = self._cache
         self._rest_until = 0.0
-        for key in list(self._undone) if cache is not None else ():
-            await self.delete(key)
+        if cache is not None:
+            await self._tell_deletions()
         self._cache = None
         for pool in (self._reader, self._writer):  # the writer last: closing the last connection empties the log
             if cache is not None:
@@ -198,6 +198,15 @@ class Records:
         await self._set_mark(bool(self._undone))
         for pool in (self._reader, self._writer):
             pool.shutdown(wait=False)
+
+    async def _tell_deletions(self) -> None:
+        """As many as the disk takes in time."""
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                for key in list(self._undone):
+                    await self.delete(key)
+        except TimeoutError:
+            self._trouble.note("records", OSError(errno.ETIMEDOUT, "the disk does not answer"))
 
     async def _forget_everything(self) -> None:
         """A later process would take what was to be deleted for valid: it has to ask for every name again instead."""
@@ -215,8 +224,10 @@ class Records:
             return
         self._marked = wanted
         try:
+            # Shielded: others rely on it where the client leaves who was the first to need it.
+            call = asyncio.get_running_loop().run_in_executor(self._reader, self._make_mark, wanted)
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await asyncio.get_running_loop().run_in_executor(self._reader, self._make_mark, wanted)
+                await asyncio.shield(call)
         except OSError as error:
             self._marked = not wanted
             _log.error("a kill would bring deleted records back", error=str(error) or "timed out")
@@ -368,6 +379,7 @@ class Records:
         if not wanted:
             self._mark.unlink(missing_ok=True)
             return
+        self._check_home()
         self._mark.touch(mode=0o600)
         directory = os.open(self._mark.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -376,6 +388,7 @@ class Records:
             os.close(directory)
 
     def _unlink(self) -> None:
+        self._check_home()
         for path in self._parts:
             path.unlink(missing_ok=True)
 

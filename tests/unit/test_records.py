@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from mirror.store.records import Records, encode_key
 from mirror.store.trouble import Trouble
 from tests.damage import DAMAGES, Damage
 from tests.refusing import UNABLE
-from tests.storing import bytes_in
+from tests.storing import bytes_in, until
 from tests.volumes import fill, remount, volume
 
 HOUR = 3600.0
@@ -395,6 +396,7 @@ async def test_nothing_is_made_where_the_directory_is_not_ours(path: Path, troub
     assert await records.get(KEY) is None
     assert not await records.set(("other",), b"x", HOUR)
     await records.mend()
+    await records.delete(("other",))
     assert os.listdir(path.parent) == ["away"]  # noqa: PTH208 - as above
     assert trouble.reasons == ["records: lost"]
 
@@ -824,6 +826,44 @@ async def test_what_was_deleted_stays_deleted_after_a_kill(path: Path, trouble: 
     assert await survivor.get(secret) is None
     assert await survivor.count() == 1, "and none where it was done in the end"
     await survivor.close()
+
+
+async def test_a_client_that_leaves_takes_no_mark_with_it(path: Path, trouble: Trouble) -> None:
+    """Others were refused meanwhile, and rely on the mark that it was the first to need."""
+    records, busy = await reopened(path, trouble), threading.Event()
+    lock = sqlite3.connect(path / "cache.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    records._reader.submit(busy.wait)
+    leaving = asyncio.create_task(records.delete(KEY))
+    await until(lambda: trouble.reasons == ["records: locked"])
+    await records.delete(("other",))
+
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    busy.set()
+    await records.volume()
+
+    assert names(path.parent) == ["records", "records.outdated"]
+    lock.execute("ROLLBACK")
+    lock.close()
+    await records.close()
+
+
+async def test_closing_waits_once_for_a_disk_that_hangs(
+    path: Path, trouble: Trouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not for each deletion that it has not heard of."""
+    monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.2)
+    records, busy = await reopened(path, trouble), threading.Event()
+    for pool in (records._reader, records._writer):
+        pool.submit(busy.wait)
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.01)
+    await asyncio.gather(*(records.delete((str(number),)) for number in range(100)))
+
+    async with asyncio.timeout(10):
+        await records.close()
+
+    busy.set()
 
 
 async def test_a_deletion_is_synced(path: Path, trouble: Trouble) -> None:
