@@ -66,8 +66,14 @@ class Checks:
     # A piece at a time, with nobody waiting.
 
     async def inspect(self, digest: Digest) -> SharedFile | None:
-        """The blob's file, which is no use of it; None where it is not held. Its first holder is the caller."""
-        return await self._checking.run(self._shelves.open, digest, unwanted=let_go)
+        """The blob's file, which is no use of it; None where it is not held. Its first holder is the caller.
+
+        One that is not held is in no doubt any more.
+        """
+        file = await self._checking.run(self._shelves.open, digest, unwanted=let_go)
+        if file is None:
+            self._unsettled.settle(digest)
+        return file
 
     async def step(self, work: Callable[[], T], file: SharedFile) -> T:
         """Some work on an inspected file."""
