@@ -13,6 +13,8 @@ from pathlib import Path
 _OPENAT2 = 437  # on every architecture; Python has no name for it
 _AT_FDCWD = -100
 _RESOLVE_CACHED = 0x20
+_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
+"""None where Python was built with a C library that does not know it, as older ones of Alpine."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -42,9 +44,11 @@ class Files:
 
     def resident(self, fd: int, offset: int, count: int) -> bool:
         """Whether `count` bytes from `offset` (their first and last) are in memory; True where nobody can tell."""
+        if _NOWAIT is None:
+            return True
         for place in (offset, offset + count - 1):
             try:
-                os.preadv(fd, [bytearray(1)], place, os.RWF_NOWAIT)
+                os.preadv(fd, [bytearray(1)], place, _NOWAIT)
             except BlockingIOError:
                 return False
             except OSError:
