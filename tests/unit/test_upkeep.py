@@ -279,7 +279,7 @@ async def test_the_last_chores_of_a_clean_stop(house: House, tmp_path: Path) -> 
 
 
 async def test_another_directory_is_looked_through_before_it_is_used(house: House) -> None:
-    """Also where the first look at it fails: what stands in its journal is in doubt, and must not be served as it is."""
+    """Also where the first look at it fails: what stands in its journal is in doubt, and not to be served as it is."""
     (digest,) = await house.put(UNIT)
     house.path.rename(house.path.with_name("away"))
     house.path.mkdir()
