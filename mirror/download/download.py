@@ -104,6 +104,11 @@ class Download:
         return self._turn is None and not self.finished
 
     @property
+    def queued_to_store(self) -> bool:
+        """Whether it waits behind others that are kept: too long for who has begun to read."""
+        return self.queued and not self._paced
+
+    @property
     def joinable(self) -> bool:
         """Whether a newcomer can still be given byte 0."""
         track = self.track

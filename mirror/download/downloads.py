@@ -67,7 +67,9 @@ class Downloads:
 
     def anew(self, digest: Digest, target: Target) -> FlightBody:
         """The blob from its first byte on, past the disk unless somebody is storing it: shared, and verified."""
-        download = self.current(digest, target.upstream.host) or self.start(digest, target, pass_through=True)
+        download = self.current(digest, target.upstream.host)
+        if download is None or download.queued_to_store:
+            download = self.start(digest, target, pass_through=True)
         download.sources.add(target)
         return self.read(download, target)
 

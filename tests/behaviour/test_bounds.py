@@ -14,7 +14,7 @@ import pytest
 from mirror.config import UpstreamSettings
 from mirror.download import PACED
 from mirror.oci.digest import Digest
-from mirror.routing import UpstreamName
+from mirror.routing import Target, UpstreamName
 from tests.behaviour.test_shutdown import Served
 from tests.conftest import StartMirror
 from tests.faulty import FaultyFiles
@@ -304,6 +304,24 @@ async def test_a_held_blob_that_cannot_be_read_waits_for_no_download(
     disk.fail(errno.EIO, "sendfile", times=1)
     async with asyncio.timeout(5):
         assert (await mirror.blob("demo", blob.digest)).body == blob.content
+    await end(clients)
+
+
+async def test_who_has_begun_joins_nobody_in_the_queue(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """The same blob is wanted anew, to be kept, and waits for its turn; that is not for who has half of it."""
+    mirror = await start_mirror(max_downloads=1, timeouts=PATIENT)
+    blob = upstream.put_blob("library/demo", 100_000)
+    clients = await hanging(mirror, upstream, 1)
+    clients.append(asyncio.create_task(mirror.blob("demo", blob.digest)))
+    await queued(mirror, 1)
+
+    target = Target(UpstreamName("docker.io", "docker.io"), "library/demo")
+    bodies = [mirror.app.downloads.anew(blob.digest, target) for _ in range(10)]
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(body.at(0) for body in bodies))
+
+    assert upstream.requests_for(blob) == 1
+    await asyncio.gather(*(body.close() for body in bodies))
     await end(clients)
 
 
