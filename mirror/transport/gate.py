@@ -22,6 +22,8 @@ _FOR_NOW = (408, 429)
 _FOR_GOOD = (501, 505)
 _SILENCE = frozenset({"unreachable", "dns", "tls", "reset", "protocol", "timeout"})
 """Reasons that a host, not we ourselves, gave for no headers having come."""
+_LONGEST_PATH = 1024
+"""Characters by which things are told apart; registries' own are shorter, redirects lead to some of 64 KiB."""
 _TOLD_HOSTS = 1024
 _TOLD_SECONDS = 60.0
 """A host that comes and goes is logged once in so long."""
@@ -156,4 +158,4 @@ class Passage:
 
 
 def _thing(url: URL) -> str:
-    return f"{host_of(url)}{url.raw_path}"
+    return f"{host_of(url)}{url.raw_path[:_LONGEST_PATH]}"
