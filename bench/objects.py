@@ -24,7 +24,7 @@ from bench.image import BenchFailed, Image, blob_path, fetch, read_image
 from bench.load import can_request, request
 from bench.questions import CONNECTIONS, Effort
 from bench.servers import Upstream, upstream
-from mirror.store.records import encode_key
+from mirror.store.database import encode_key
 from mirror.store.shapes import LinkRecord
 from tests.e2e.mirrors import MirrorProcess
 from tests.e2e.processes import eventually, free_port

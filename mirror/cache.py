@@ -30,9 +30,10 @@ from mirror.oci.reference import Reference, Tag
 from mirror.routing import Router, Target
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget
+from mirror.store.database import Key
 from mirror.store.epochs import Epochs
 from mirror.store.files import SharedFile
-from mirror.store.records import Key, Records
+from mirror.store.records import Records
 from mirror.store.shapes import AbsenceRecord, CursorRecord, LinkRecord, ListRecord, OriginRecord, TagRecord
 from mirror.store.trouble import Trouble
 from mirror.store.typed import TypedRecords

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from mirror.store.records import Key, Records
+from mirror.store.database import Key
+from mirror.store.records import Records
 
 
 class Book(Records):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import msgspec
 
 from mirror.memory import Bounded
-from mirror.store.records import Key, Records
+from mirror.store.database import Key
+from mirror.store.records import Records
 from mirror.store.typed import TypedRecords
 
 _IN_MEMORY = 100_000

@@ -1,4 +1,4 @@
-"""Named records by exact key, persistent; the only module that knows diskcache."""
+"""Named records by exact key, persistent, over a database that may be slow, locked, damaged or gone."""
 
 from __future__ import annotations
 
@@ -14,25 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import diskcache
-import msgspec
 import structlog
 
 from mirror.oci.errors import StorageError
+from mirror.store import database
+from mirror.store.database import SCHEMA, Key, encode_key
 from mirror.store.sealed import seal, unseal
 from mirror.store.trouble import Trouble
 
 T = TypeVar("T")
-Key = tuple[str, ...]
 
-SCHEMA = 2
-"""Raised when a record's shape changes; records of another schema are moved aside, their content is asked again.
-
-Those of a newer one are kept for the version that wrote them; those of an older one are of use to nobody.
-"""
-
-_LOCK_SECONDS = 1.0
-"""How long a call waits for somebody else's lock on the database."""
 _ANSWER_SECONDS = 10.0
 """How long a client waits for a disk that does not answer."""
 _REST_SECONDS = 5.0
@@ -42,36 +33,7 @@ _UNDONE = 10_000
 """Deletions that may wait for the disk; above that the whole database is begun anew."""
 _STEP = 2000
 """Records dropped at a time: the writer's other work must not wait for long."""
-_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
 _log = structlog.get_logger()
-
-
-class _PlainDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
-    """Stores text and bytes, in the database alone, and refuses all else.
-
-    A planted row must neither run code by being unpickled (CVE-2025-69872) nor name a file to be read.
-    """
-
-    def put(self, key: object) -> tuple[Any, bool]:
-        if type(key) is not str:
-            raise StorageError(f"a record's key is text, not {type(key).__name__}")
-        return key, True
-
-    def get(self, key: object, raw: object) -> object:
-        if not raw or type(key) is not str:
-            raise StorageError("a record's key is not plain text")
-        return key
-
-    def store(self, value: object, read: bool, key: object = diskcache.UNKNOWN) -> tuple[Any, ...]:
-        if type(value) is not bytes or read:
-            raise StorageError(f"a record's value is bytes, not {type(value).__name__}")
-        return 0, diskcache.core.MODE_RAW, None, sqlite3.Binary(value)
-
-    def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> object:
-        if mode != diskcache.core.MODE_RAW or type(value) is not bytes:
-            raise StorageError(f"a record is stored in mode {mode}, which is never written here")
-        return value
 
 
 class _Gone(StorageError):
@@ -91,8 +53,8 @@ class Records:
         self._path = path
         self._check_home = check_home
         self._aside = path.with_name(f"{path.name}.aside")
-        self._database = path / diskcache.core.DBNAME
-        self._parts = [path / f"{diskcache.core.DBNAME}{part}" for part in ("", "-wal", "-shm")]
+        self._parts = [path / name for name in database.FILES]
+        self._database = self._parts[0]
         self._trouble = trouble
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="records-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="records-write")
@@ -150,7 +112,7 @@ class Records:
         What it removed does not come back after a kill, nor after a power loss.
         """
         self._undone[key] = None
-        if await self._call(self._writer, lambda cache: _delete(cache, key), False):
+        if await self._call(self._writer, lambda cache: database.delete(cache, key), False):
             self._undone.pop(key, None)
         elif len(self._undone) > _UNDONE and self._cache is not None:
             await self._begin_anew(self._cache, StorageError("it has not heard of too many deletions"))
@@ -170,11 +132,11 @@ class Records:
 
     async def count(self) -> int:
         """How many records there are, expired ones included."""
-        return await self._call(self._reader, _count, 0)
+        return await self._call(self._reader, database.count, 0)
 
     async def drop_expired(self) -> int:
         """Drops some of the records whose time is over; returns how many, 0 when there are no more."""
-        return await self._call(self._writer, lambda cache: _drop_until(cache, time.time(), _STEP), 0)
+        return await self._call(self._writer, lambda cache: database.drop_until(cache, time.time(), _STEP), 0)
 
     async def drop_some(self) -> int:
         """Makes the records smaller: drops what was moved aside, or those nearest their expiry. 0: there is nothing."""
@@ -251,7 +213,7 @@ class Records:
             self._trouble.note("records", error)
             if self._cache is cache and isinstance(error, _Gone):
                 await self._take_up(cache)
-            elif self._cache is cache and _is_damage(error):
+            elif self._cache is cache and database.is_damage(error):
                 await self._begin_anew(cache, error)
             return otherwise
         if pool is self._writer and not self._resting():
@@ -263,8 +225,8 @@ class Records:
             return otherwise
         try:
             return work(cache)
-        except (OSError, sqlite3.Error, diskcache.Timeout) as error:
-            if _code(error) in _LOCKED:
+        except database.ERRORS as error:
+            if database.is_locked(error):
                 self._rest_until = time.monotonic() + _REST_SECONDS
             elif not self._database.exists():
                 raise _Gone("the records are gone") from OSError(errno.ENOENT, "the records are gone")
@@ -318,7 +280,7 @@ class Records:
         if damage is None:
             try:
                 cache = self._open_there()
-                schema = _schema(cache)
+                schema = database.schema(cache)
                 if schema == SCHEMA:
                     return cache, False
                 cache.close()
@@ -326,32 +288,17 @@ class Records:
                 if schema > SCHEMA:
                     aside = self._path.with_name(f"{self._path.name}.schema-{schema}")
             except Exception as error:
-                if not _is_damage(error):
+                if not database.is_damage(error):
                     raise
                 damage = str(error)
         self._move_to(aside, damage)
         cache = self._open_there()
-        _schema(cache)
+        database.schema(cache)
         self._mark.unlink(missing_ok=True)
         return cache, True
 
     def _open_there(self) -> Any:
-        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._database.exists():
-            _check(self._database)
-        cache = diskcache.Cache(
-            str(self._path),
-            timeout=_LOCK_SECONDS,
-            disk=_PlainDisk,
-            # Its own eviction is no bound, and would drop what it was just given; ours is in `upkeep`.
-            eviction_policy="none",
-            cull_limit=0,
-            size_limit=1 << 62,
-            # A disk error under a mapped page is no exception but a signal that ends the process.
-            sqlite_mmap_size=0,
-            sqlite_wal_autocheckpoint=256,
-            sqlite_journal_size_limit=1 << 20,
-        )
+        cache = database.open_in(self._path)
         self._files = {path: path.stat() for path in self._parts if path.exists()}
         return cache
 
@@ -400,69 +347,9 @@ class Records:
         if self._aside.exists():
             shutil.rmtree(self._aside)
             return 1
-        dropped = _drop_until(cache, math.inf, max(1, min(_STEP, _count(cache) // 16)))
-        _sql(cache, "PRAGMA wal_checkpoint(TRUNCATE)")
+        dropped = database.drop_until(cache, math.inf, max(1, min(_STEP, database.count(cache) // 16)))
+        database.empty_log(cache)
         return dropped
-
-
-def encode_key(key: Key) -> str:
-    """One text per key, injective: JSON quotes whatever could be mistaken for a separator."""
-    return msgspec.json.encode(key).decode()
-
-
-def _delete(cache: Any, key: Key) -> bool:
-    # Alone of all changes this one is synced: what was lost of the others is asked again, but a permission that has
-    # ended must not come back when the power does.
-    _sql(cache, "PRAGMA synchronous = FULL")
-    try:
-        cache.delete(encode_key(key))
-    finally:
-        _sql(cache, "PRAGMA synchronous = NORMAL")
-    return True
-
-
-def _sql(cache: Any, statement: str, *arguments: object) -> list[tuple[Any, ...]]:
-    # diskcache has no question for what expires next, and its own count waits a minute for a lock.
-    rows: list[tuple[Any, ...]] = cache._sql(statement, arguments).fetchall()  # noqa: SLF001 - see above
-    return rows
-
-
-def _count(cache: Any) -> int:
-    ((count,),) = _sql(cache, "SELECT value FROM Settings WHERE key = 'count'")
-    return int(count)
-
-
-def _drop_until(cache: Any, moment: float, most: int) -> int:
-    """Drops what expires before `moment`, at most about `most` records, those nearest their expiry first."""
-    rows = _sql(
-        cache,
-        "SELECT expire_time FROM Cache WHERE expire_time < ? ORDER BY expire_time LIMIT 1 OFFSET ?",
-        moment,
-        most - 1,
-    )
-    end = min(moment, math.nextafter(rows[0][0], math.inf)) if rows else moment
-    return int(cache.expire(now=end))
-
-
-def _check(database: Path) -> None:
-    """Meets a lock or damage before diskcache does, which would wait for a minute. Raises sqlite3.Error."""
-    connection = sqlite3.connect(database, timeout=_LOCK_SECONDS, isolation_level=None)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("SELECT name FROM sqlite_master").fetchall()
-        connection.execute("ROLLBACK")
-    finally:
-        connection.close()
-
-
-def _schema(cache: Any) -> int:
-    """The schema version that stands in the database; written where there is none."""
-    key = encode_key(("schema",))
-    stored = cache.get(key)
-    if stored is None:
-        cache.set(key, str(SCHEMA).encode())
-        return SCHEMA
-    return int(stored) if stored.isdigit() else 0
 
 
 def _is_same(path: Path, opened: os.stat_result) -> bool:
@@ -477,17 +364,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _code(error: BaseException) -> int:
-    """SQLite's primary code for what went wrong, 0 where it is not SQLite's error."""
-    if isinstance(error, diskcache.Timeout):  # stands for whatever kept a transaction from beginning
-        error = error.__context__ or error
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether what stands in the database is at fault, and not the disk below it or somebody's lock."""
-    if isinstance(error, sqlite3.Error):
-        return _code(error) in _DAMAGED or "no such" in str(error) or "has no column" in str(error)
-    return not isinstance(error, (OSError, diskcache.Timeout))

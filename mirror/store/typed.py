@@ -7,7 +7,8 @@ from typing import TypeVar
 import msgspec
 
 from mirror.memory import Memory
-from mirror.store.records import Key, Records
+from mirror.store.database import Key
+from mirror.store.records import Records
 
 R = TypeVar("R", bound=msgspec.Struct)
 

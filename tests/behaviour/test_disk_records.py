@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.store.records import SCHEMA, encode_key
+from mirror.store.database import SCHEMA, encode_key
 from tests.conftest import StartMirror
 from tests.damage import DAMAGES, Damage
 from tests.disks import PATIENT

@@ -21,8 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.metrics import Metrics
+from mirror.store import database
 from mirror.store import records as module
-from mirror.store.records import Records, encode_key
+from mirror.store.database import encode_key
+from mirror.store.records import Records
 from mirror.store.trouble import Trouble
 from tests.damage import DAMAGES, Damage
 from tests.refusing import UNABLE
@@ -235,7 +237,7 @@ async def test_another_schema_is_moved_aside(
     """Records of another version of us are not guessed at."""
     await records.set(KEY, b"value", HOUR)
     await records.close()
-    monkeypatch.setattr(module, "SCHEMA", module.SCHEMA + 1)
+    monkeypatch.setattr(module, "SCHEMA", database.SCHEMA + 1)
 
     await check_begun_anew(path, trouble)
 
@@ -539,7 +541,7 @@ class Noted(Trouble):
 
 async def test_a_locked_database_keeps_nobody_waiting_in_turn(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One call meets the lock; those queued behind it, and those who come soon after, do without."""
-    monkeypatch.setattr(module, "_LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(database, "_LOCK_SECONDS", 0.05)
     monkeypatch.setattr(module, "_REST_SECONDS", 0.5)
     trouble = Noted()
     records = await reopened(path, trouble)
@@ -566,7 +568,7 @@ async def test_a_lock_at_the_start_does_not_cost_the_records(
     records: Records, path: Path, trouble: Trouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are left where they are, the mirror starts without them and takes them up when it can."""
-    monkeypatch.setattr(module, "_LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(database, "_LOCK_SECONDS", 0.05)
     await records.set(KEY, b"value", HOUR)
     await records.close()
     with sqlite3.connect(path / "cache.db", isolation_level=None) as connection:
@@ -591,7 +593,7 @@ async def test_a_call_that_hangs_keeps_nobody_waiting_for_ever(
     path: Path, trouble: Trouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client waits so long, the next one not at all; when there are answers again the book is used again."""
-    monkeypatch.setattr(module, "_LOCK_SECONDS", 10.0)  # as a disk would hang, without an end in sight
+    monkeypatch.setattr(database, "_LOCK_SECONDS", 10.0)  # as a disk would hang, without an end in sight
     monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.1)
     monkeypatch.setattr(module, "_REST_SECONDS", 0.5)
     records = await reopened(path, trouble)
