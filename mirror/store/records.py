@@ -145,6 +145,17 @@ class Records:
     async def close(self) -> None:
         """Lets the calls under way end, writes out what the log holds and ends both threads. Idempotent."""
         self._closed = True
+        try:
+            async with asyncio.timeout(2 * _CLOSE_SECONDS):
+                await self._close()
+        except TimeoutError:
+            _log.error("the records were left as they are: the disk does not answer", deletions=len(self._undone))
+        finally:
+            self._cache = None
+            for pool in (self._reader, self._writer):
+                pool.shutdown(wait=False)
+
+    async def _close(self) -> None:
         if self._opening is not None:
             await asyncio.wait([self._opening], timeout=_CLOSE_SECONDS)
         cache = self._cache
@@ -158,8 +169,6 @@ class Records:
         if self._undone:
             await self._forget_everything()
         await self._set_mark(bool(self._undone))
-        for pool in (self._reader, self._writer):
-            pool.shutdown(wait=False)
 
     async def _tell_deletions(self) -> None:
         """As many as the disk takes in time."""

@@ -855,7 +855,7 @@ async def test_closing_waits_once_for_a_disk_that_hangs(
     path: Path, trouble: Trouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not for each deletion that it has not heard of."""
-    monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.5)
     records, busy = await reopened(path, trouble), threading.Event()
     for pool in (records._reader, records._writer):
         pool.submit(busy.wait)
