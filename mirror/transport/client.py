@@ -111,7 +111,9 @@ class Transport:
         await self._private.close()
 
     async def _attempt(self, request: Request, effort: Effort, deadline: Deadline) -> Response:
-        self._gate.check(request.url, effort, deadline)  # who will not be let through need not wait for a place
+        self._gate.check(
+            request.url, request.kind, effort, deadline
+        )  # who will not be let through need not wait for a place
         half = deadline.remaining() / 2  # a turn is of no use without time to ask
         place = await self._questions.take(host_of(request.url), half)
         try:
@@ -130,7 +132,7 @@ class Transport:
 
     async def _ask(self, request: Request, hop: _Hop, effort: Effort, deadline: Deadline) -> Response:
         """One answer from one address; any body that is not wanted has been read."""
-        passage = await self._gate.enter(hop.url, request.destination.name.entry, effort, deadline)
+        passage = await self._gate.enter(hop.url, request.kind, request.destination.name.entry, effort, deadline)
         if not (effort.over and passage.is_probe):
             return await self._exchange(request, hop, passage, deadline)
         exchange = self._exchange(request, hop, passage, Deadline.after(self.timeouts.try_))

@@ -24,6 +24,8 @@ _SILENCE = frozenset({"unreachable", "dns", "tls", "reset", "protocol", "timeout
 """Reasons that a host, not we ourselves, gave for no headers having come."""
 _LONGEST_PATH = 1024
 """Characters by which things are told apart; registries' own are shorter, redirects lead to some of 64 KiB."""
+_LISTS = frozenset({"tags", "referrers"})
+"""Kinds of questions that some registries leave unanswered while they give content."""
 _TOLD_HOSTS = 1024
 _TOLD_SECONDS = 60.0
 """A host that comes and goes is logged once in so long."""
@@ -52,24 +54,30 @@ class Gate:
         self._told: Bounded[str, Deadline] = Bounded(_TOLD_HOSTS)
         self._gone: set[str] = set()
 
-    async def enter(self, url: URL, entry: str, effort: Effort, deadline: Deadline) -> Passage:
+    async def enter(self, url: URL, kind: str, entry: str, effort: Effort, deadline: Deadline) -> Passage:
         """Waits until `url` may be asked; to be followed by the asking at once, whose outcome goes to the passage.
 
-        `entry` labels metrics. Raises UpstreamUnavailable and UpstreamThrottled, as Pauses and Breakers do.
+        `kind` is that of the request, `entry` labels metrics. Raises UpstreamUnavailable and UpstreamThrottled, as
+        Pauses and Breakers do.
         """
-        host, thing = host_of(url), _thing(url)
+        host, thing, lists = host_of(url), _thing(url), _lists(url, kind)
         await self.pauses.wait(host, deadline)
         await self.pauses_for_things.wait(thing, deadline)
-        probes_thing = await self.breakers_for_things.enter(thing, effort, deadline)
+        probed = None
+        for key in (thing, lists):
+            if key is not None and await self.breakers_for_things.enter(key, effort, deadline):
+                probed = key
         probes_host = await self.breakers.enter(host, effort, deadline)
-        return Passage(self, host, thing, entry, probes_host, probes_thing)
+        return Passage(self, host, thing, lists, entry, probes_host, probed)
 
-    def check(self, url: URL, effort: Effort, deadline: Deadline) -> None:
+    def check(self, url: URL, kind: str, effort: Effort, deadline: Deadline) -> None:
         """Raises at once what `enter` would raise, as far as that is known."""
-        host, thing = host_of(url), _thing(url)
+        host, thing, lists = host_of(url), _thing(url), _lists(url, kind)
         self.pauses.check(host, deadline)
         self.pauses_for_things.check(thing, deadline)
         self.breakers_for_things.check(thing, effort)
+        if lists is not None:
+            self.breakers_for_things.check(lists, effort)
         self.breakers.check(host, effort)
 
     def check_pause(self, url: URL, deadline: Deadline) -> None:
@@ -97,31 +105,37 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """One request that was let through."""
+    """One request that was let through.
+
+    `lists`: all lists of its kind at the host, where it asks for one: a registry may leave those alone unanswered.
+    `probed`: the thing, or the lists, that it is to find out about.
+    """
 
     gate: Gate
     host: str
     thing: str
+    lists: str | None
     entry: str
     probes_host: bool
-    probes_thing: bool
+    probed: str | None
 
     @property
     def is_probe(self) -> bool:
         """Whether it is here to find out whether there are answers again."""
-        return self.probes_host or self.probes_thing
+        return self.probes_host or self.probed is not None
 
     def refusal(self) -> UpstreamUnavailable:
         """What to raise where a probe has not been answered yet."""
-        if self.probes_host:
-            return self.gate.breakers.refusal(self.host)
-        return self.gate.breakers_for_things.refusal(self.thing)
+        if self.probed is not None and not self.probes_host:
+            return self.gate.breakers_for_things.refusal(self.probed)
+        return self.gate.breakers.refusal(self.host)
 
     def unanswered(self, reason: str, seconds: float, deadline: Deadline) -> None:
         """Notes that no headers came within `seconds`."""
         cut_short = deadline.expired and seconds < self.gate.patience
         if reason in _SILENCE and not cut_short:
-            self.gate.breakers.failed(self.host, reason, probe=self.probes_host, label=self.entry)
+            self._lists_are_failing(reason, blame=None)
+            self.gate.breakers.failed(self.host, reason, probe=self.probes_host, label=self.entry, blame=self.lists)
 
     def answered(self, response: Response) -> None:
         """Notes headers. Raises UpstreamUnavailable and UpstreamThrottled for what is no answer yet."""
@@ -129,6 +143,8 @@ class Passage:
         if status not in _FOR_NOW and (status < 500 or status in _FOR_GOOD):
             self._is_well()
             gate.breakers_for_things.answered(self.thing)
+            if self.lists is not None:
+                gate.breakers_for_things.answered(self.lists)
             gate.pauses.answered(self.host)
             gate.pauses_for_things.answered(self.thing)
             return
@@ -150,12 +166,23 @@ class Passage:
 
     def _is_failing(self, response: Response) -> None:
         """An error is the thing's, and the host's where other things are in error, too."""
-        self.gate.breakers_for_things.failed(self.thing, "status", probe=self.probes_thing)
+        self.gate.breakers_for_things.failed(self.thing, "status", probe=self.probed == self.thing)
         if response.passed_on:
             self._is_well()
             return
-        self.gate.breakers.failed(self.host, "status", probe=self.probes_host, label=self.entry, blame=self.thing)
+        self._lists_are_failing("status", blame=self.thing)
+        self.gate.breakers.failed(
+            self.host, "status", probe=self.probes_host, label=self.entry, blame=self.lists or self.thing
+        )
+
+    def _lists_are_failing(self, reason: str, blame: str | None) -> None:
+        if self.lists is not None:
+            self.gate.breakers_for_things.failed(self.lists, reason, probe=self.probed == self.lists, blame=blame)
 
 
 def _thing(url: URL) -> str:
     return f"{host_of(url)}{url.raw_path[:_LONGEST_PATH]}"
+
+
+def _lists(url: URL, kind: str) -> str | None:
+    return f"{host_of(url)} {kind}" if kind in _LISTS else None

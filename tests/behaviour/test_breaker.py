@@ -227,6 +227,28 @@ class TestHealthy:
             upstream.tag("library/demo", f"t{number}", image.manifest)
             assert (await mirror.manifest("demo", f"t{number}")).status == 200
 
+    @pytest.mark.parametrize("fault", [stall(), status(500)], ids=["hangs", "500"])
+    async def test_lists_that_are_not_answered_stop_no_content(
+        self, mirror: RunningMirror, upstream: FakeRegistry, fault: Fault
+    ) -> None:
+        """Whoever looks for signatures in vain, of one image after the other, takes nobody's turn to pull."""
+        upstream.add_image("library/demo", "1", layers=[1000])
+        upstream.fault("/v2/*/referrers/*", fault)
+        began = time.monotonic()
+
+        lists = await asyncio.gather(
+            *(mirror.get(f"/v2/library/demo/referrers/sha256:{number:064x}") for number in range(20))
+        )
+        opened = is_open(mirror)
+        pulled = await mirror.manifest("library/demo", "1")
+        again = await mirror.get(f"/v2/library/demo/referrers/sha256:{99:064x}")
+
+        assert {reply.status for reply in [*lists, again]} <= {503, 504}
+        assert not opened
+        assert pulled.status == 200
+        seconds = (time.monotonic() - began) / INTERVAL
+        assert upstream.count(kind="referrers") <= 20 + THRESHOLD + seconds + 1
+
     async def test_storage_that_is_down_stops_no_manifests(self, mirror: RunningMirror, upstream: FakeRegistry) -> None:
         """Where the registry redirects blobs to another host, that one has a breaker of its own."""
         upstream.add_image("library/demo", "1")
