@@ -146,13 +146,13 @@ class _Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         before = self._request_count
+        # What follows a body in the same bytes counts when more comes; until then the connection counts as idle.
+        is_head = self._body is None or self._body.is_eof()
         super().data_received(data)
         if self._request_count != before:
             self._body = self._messages[-1][1]
             self._head_is_there()
-        elif not self._upgraded and (
-            self._body is None or self._body.is_eof()
-        ):  # what follows an upgrade is read later
+        elif is_head and data and not self._upgraded:  # what follows an upgrade is read later
             self._head_bytes += len(data)
             if self._head_bytes > _LONGEST_HEAD:
                 self._turn_away(431, "the request's headers are too long")

@@ -212,6 +212,21 @@ async def test_a_body_without_end_is_not_read_without_end(serve: StartServer) ->
             await _send_for_ever(client, chunk)
 
 
+@pytest.mark.parametrize("size", [10, 200 << 10])
+async def test_the_end_of_a_body_is_not_the_head_of_a_request(serve: StartServer, size: int) -> None:
+    """Whoever has sent all of a body, after its headers, is idle, and is told nothing that it did not ask for."""
+    served = await serve(request=SHORT)
+    async with asyncio.timeout(5), await RawClient.connect(served.port) as client:
+        await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+        await client.answer()
+        await client.send(bytes(size))
+        await asyncio.sleep(2 * SHORT)
+        await client.send(PING)
+        head, _ = await client.answer()
+        assert head.status == 200
+    assert served.malformed == []
+
+
 async def test_a_body_is_not_taken_in_while_its_request_is_answered(serve: StartServer) -> None:
     """Nobody reads it: what the kernel does not hold waits at the client."""
     await _is_held_back(serve, HALF + b"Content-Length: 1000000000\r\n\r\n", bytes(MIB))
