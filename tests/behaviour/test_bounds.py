@@ -15,13 +15,13 @@ from mirror.config import UpstreamSettings
 from mirror.download import PACED
 from mirror.oci.digest import Digest
 from mirror.routing import Target, UpstreamName
-from tests.behaviour.test_shutdown import Served
 from tests.conftest import StartMirror
 from tests.faulty import FaultyFiles
 from tests.harness import Reply, RunningMirror, short_timeouts
 from tests.lines import Lines, lines
 from tests.raw import RawClient
 from tests.reading import nothing_unheard
+from tests.served import Served
 from tests.upstream import ANY, Bearer, FakeRegistry, ignore_range, stall, stall_at
 
 __all__ = ["lines"]

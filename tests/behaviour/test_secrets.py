@@ -18,8 +18,8 @@ from mirror.auth.credentials import Credential
 from mirror.auth.tokens import Grant, Token
 from mirror.config import effective, load
 from mirror.transport import Destination, Request
-from tests.behaviour.test_shutdown import Served
 from tests.raw import RawClient
+from tests.served import Served
 from tests.upstream import (
     ANY,
     Basic,
