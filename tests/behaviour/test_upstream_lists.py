@@ -99,31 +99,31 @@ async def test_a_404_denies_the_repository_only_by_its_code(upstream: FakeRegist
 
 
 @pytest.mark.parametrize(
-    ("fault", "surely"),
+    ("fault", "said"),
     [
-        (html(404), True),
-        (status(404, ""), True),
-        (status(404, error="UNSUPPORTED"), True),
-        (status(405), True),
-        (status(501), True),
-        (status(404, error="MANIFEST_UNKNOWN"), False),
-        (status(404, error="NOT_FOUND"), False),
-        (status(400, ""), False),
-        (status(400, error="DIGEST_INVALID"), False),
-        (html(200), False),
-        (redirect_to("https://pages.test/limit", 303), False),
+        (html(404), NoReferrers.OF_PATH),
+        (status(404, ""), NoReferrers.OF_PATH),
+        (status(404, error="UNSUPPORTED"), NoReferrers.OF_PATH),
+        (status(405), NoReferrers.OF_PATH),
+        (status(501), NoReferrers.OF_PATH),
+        (status(404, error="MANIFEST_UNKNOWN"), NoReferrers.OF_DIGEST),
+        (status(404, error="NOT_FOUND"), NoReferrers.OF_DIGEST),
+        (status(400, ""), NoReferrers.UNCLEAR),
+        (status(400, error="DIGEST_INVALID"), NoReferrers.UNCLEAR),
+        (html(200), NoReferrers.UNCLEAR),
+        (redirect_to("https://pages.test/limit", 303), NoReferrers.UNCLEAR),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 async def test_no_api_for_referrers(
-    upstream: FakeRegistry, start_asking: StartAsking, fault: Fault, surely: bool
+    upstream: FakeRegistry, start_asking: StartAsking, fault: Fault, said: NoReferrers
 ) -> None:
-    """Sure is only what an upstream says of the path itself, not what it may say of one digest or repository."""
+    """It is told of the path only where an upstream says so of that, not of one digest or repository."""
     upstream.add_image(REPOSITORY)
     upstream.fault(ANY, fault, kind="referrers")
     asking = start_asking(upstream.url)
 
-    assert await asking.upstreams.referrers(asking.target(), SUBJECT, "", soon()) == NoReferrers(surely)
+    assert await asking.upstreams.referrers(asking.target(), SUBJECT, "", soon()) is said
 
 
 async def test_a_front_without_the_api_is_told_from_one_in_trouble(

@@ -59,7 +59,7 @@ def test_parts_asked_for_at_once_cost_the_upstream_one_blob(
 ) -> None:
     """Cold and warm, a client that hangs up after each part gets its image, the upstream sends hardly more than the
     blobs, and nobody who reads our log is troubled."""
-    mirror.start({"docker.io": upstream.settings})
+    mirror.start({"docker.io": upstream.settings}, max_connections=1000)
     blobs = [image_in_parts.layout / "blobs" / "sha256" / digest.partition(":")[2] for digest in image_in_parts.blobs]
 
     client.pull(IMAGE)
