@@ -11,8 +11,10 @@ from aiohttp import web
 from mirror.config import Address
 
 _BACKLOG = 1024
-"""Connections that the kernel holds ready. asyncio's own `backlog` is also how often it accepts in one turn of the
-loop, and how often it fails to where no descriptor is left, with a traceback each time: it gets 1."""
+"""Connections that the kernel holds ready."""
+ACCEPTED_AT_ONCE = 16
+"""In one turn of the loop: asyncio's own `backlog`. It is also how often asyncio fails, with a traceback each time,
+where no descriptor is left; but of a crowd that comes at once the last one waits for many turns of a busy loop."""
 
 
 class Listener:
@@ -28,7 +30,9 @@ class Listener:
         assert self._runner.server is not None
         loop = asyncio.get_running_loop()
         # asyncio forgets a listening socket when it is cancelled in its last step; begun, this goes through.
-        starting = asyncio.create_task(loop.create_server(self._runner.server, address.host, address.port, backlog=1))
+        starting = asyncio.create_task(
+            loop.create_server(self._runner.server, address.host, address.port, backlog=ACCEPTED_AT_ONCE)
+        )
         try:
             self._server = await asyncio.shield(starting)
         except OSError as error:
