@@ -143,7 +143,7 @@ async def settled(mirror: RunningMirror, limit: float = 5.0) -> None:
     """Waits until no download is under way, no request is being answered, and no file of the store is open."""
     async with asyncio.timeout(limit):
         await mirror.quiet(limit)
-        await mirror.app.traffic.idle()
+        await mirror.app.traffic.recorded()
         while open_files(mirror):  # noqa: ASYNC110 - the last close runs in a thread, which tells nobody
             await asyncio.sleep(0.005)
 

@@ -37,6 +37,8 @@ class Traffic:
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._steps: set[asyncio.Future[int]] = set()
+        """Those that may outlive their requests, which are recorded at their ends."""
         self.draining = False
         """Set on SIGTERM: answers say `Connection: close`."""
 
@@ -48,6 +50,13 @@ class Traffic:
     async def idle(self) -> None:
         """Waits until nobody is being served: the kernel has the last byte of each answer."""
         await self._idle.wait()
+
+    async def recorded(self) -> None:
+        """Waits until nobody is being served, and what became of everyone is in the log and the metrics."""
+        await self.idle()
+        while self._steps:
+            await asyncio.wait(self._steps)
+            await asyncio.sleep(0)  # for what they call back
 
     def around(self, handler: Answer) -> Answer:
         """`handler`, with its errors answered, its answers sent, and what became of them recorded."""
@@ -69,9 +78,10 @@ class Traffic:
                 self._active -= 1
                 if not self._active:
                     self._idle.set()
-                if left and exchange.step is not None and not exchange.step.done():
-                    # Only then is it known how much went out.
-                    exchange.step.add_done_callback(lambda _: self._record(request, exchange, left=left))
+                if left and exchange.step is not None:
+                    # Only behind the step's own callback is it known how much went out, even where it is over by now.
+                    self._steps.add(exchange.step)
+                    exchange.step.add_done_callback(lambda step: self._record_at_last(request, exchange, step))
                 else:
                     self._record(request, exchange, left=left)
 
@@ -121,6 +131,10 @@ class Traffic:
             exchange.sent = len(response.body or b"")  # type: ignore[arg-type]  # bytes in all our answers
         await taken(request.writer.drain())
         return response
+
+    def _record_at_last(self, request: web.BaseRequest, exchange: Exchange, step: asyncio.Future[int]) -> None:
+        self._steps.discard(step)
+        self._record(request, exchange, left=True)
 
     def _record(self, request: web.BaseRequest, exchange: Exchange, *, left: bool) -> None:
         # Many clients close the moment they have the last byte; that is not leaving.

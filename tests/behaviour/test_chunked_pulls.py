@@ -180,7 +180,7 @@ async def test_a_fill_that_somebody_else_began(lines: Lines, start_mirror: Start
             await client.head()
             await client.read(100_000)
             client.reset()
-    await mirror.app.traffic.idle()
+    await mirror.app.traffic.recorded()
     assert len(mirror.app.downloads.all) == 1
     held.release()
 

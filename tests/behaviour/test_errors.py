@@ -504,7 +504,7 @@ async def test_a_fault_of_ours_after_the_headers_ends_the_answer(
         body = await client.rest()
 
     assert (head.status, head.length, body) == (200, 100_000, b"")
-    await mirror.app.traffic.idle()
+    await mirror.app.traffic.recorded()
     assert len(lines.troubles()) == 1
     assert mirror.metric("mirror_requests_total", kind="blob", result="error", status="200") == 1
 

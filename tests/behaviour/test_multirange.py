@@ -644,7 +644,7 @@ async def test_a_client_that_has_every_part_has_not_left(
         await client.ask(blob_path("demo", blob), Range="bytes=0-49999,60000-99999")
         head, body = await client.answer()
         client.close()
-    await mirror.app.traffic.idle()
+    await mirror.app.traffic.recorded()
 
     line = lines.access()[-1]
     assert (line["status"], line["result"], line["bytes"]) == (206, "hit", head.length)

@@ -104,7 +104,7 @@ async def test_metrics_carry_the_promised_labels(mirror: RunningMirror, upstream
         await mirror.quiet()
     await mirror.manifest("demo", "absent")
     await mirror.get("/v2/")
-    await mirror.app.traffic.idle()
+    await mirror.app.traffic.recorded()
 
     text = (await mirror.session.get(f"{mirror.admin_url}/metrics")).text
     families = {family.name: family for family in text_string_to_metric_families(await text())}
@@ -174,7 +174,7 @@ async def test_what_is_counted_is_what_was_sent(mirror: RunningMirror, upstream:
     await mirror.blob("demo", layer.digest, Range="bytes=0-99")
     manifest = await mirror.manifest("demo", "1")
     refused = await mirror.manifest("demo", "absent")
-    await mirror.app.traffic.idle()
+    await mirror.app.traffic.recorded()
 
     def served(**labels: str) -> float:
         return mirror.metric("mirror_served_bytes_total", upstream="docker.io", **labels)
@@ -204,7 +204,7 @@ async def test_each_request_has_one_line(lines: Lines, mirror: RunningMirror, im
     await mirror.manifest("demo", "absent", X_Request_Id="fifth")
     await mirror.get("/v2/", X_Request_Id="sixth")
     given = await mirror.get("/nothing")
-    await mirror.app.traffic.idle()
+    await mirror.app.traffic.recorded()
 
     access = {line["request_id"]: line for line in lines.access()}
 
@@ -239,7 +239,7 @@ async def test_lines_of_one_request_share_its_id(
 
     reply = await mirror.manifest("demo", "1", X_Request_Id="find-me")
 
-    await mirror.app.traffic.idle()
+    await mirror.app.traffic.recorded()
     assert reply.cache == "stale"
     assert {line["event"] for line in lines.all() if line.get("request_id") == "find-me"} >= {"request", "served stale"}
 
@@ -253,7 +253,7 @@ async def test_pipelined_requests_keep_their_ids_apart(lines: Lines, mirror: Run
             head, _ = await client.answer()
             assert head.headers["X-Request-Id"] == f"n{number}"
 
-    await mirror.app.traffic.idle()
+    await mirror.app.traffic.recorded()
     assert [line["request_id"] for line in lines.access()] == [f"n{number}" for number in range(20)]
 
 

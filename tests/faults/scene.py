@@ -204,7 +204,7 @@ class Scene:
 
     async def _settle(self, when: str) -> None:
         try:
-            await asyncio.wait_for(self.mirror.app.traffic.idle(), _PATIENCE)
+            await asyncio.wait_for(self.mirror.app.traffic.recorded(), _PATIENCE)
             await settled(self.mirror, _PATIENCE)
         except TimeoutError:
             self.story.problems.append(f"{when} something went on for {_PATIENCE:g} s")
