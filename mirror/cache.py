@@ -29,14 +29,15 @@ from mirror.oci.path import Kind as AnyKind
 from mirror.oci.reference import Reference, Tag
 from mirror.routing import Router, Target
 from mirror.store.blobs import BlobStore
-from mirror.store.budget import Budget
 from mirror.store.database import Key
 from mirror.store.epochs import Epochs
 from mirror.store.files import SharedFile
+from mirror.store.generations import Generations
 from mirror.store.records import Records
+from mirror.store.room import Room
 from mirror.store.shapes import AbsenceRecord, CursorRecord, LinkRecord, ListRecord, OriginRecord, TagRecord
 from mirror.store.trouble import Trouble
-from mirror.store.typed import TypedRecords
+from mirror.store.typed import Copy, TypedRecords
 
 Kind = Literal["manifest", "blob"]
 _DAY = 86400.0
@@ -101,25 +102,28 @@ class Cache:
         self,
         records: Records,
         blobs: BlobStore,
-        budget: Budget,
+        room: Room,
         trouble: Trouble,
         router: Router,
         *,
+        generations: Generations | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`generations`: what tells a copy of ours that another process has changed a record."""
         self.blobs = blobs
-        self.budget = budget
+        self.room = room
         self.trouble = trouble
+        self.generations = generations or Generations()
         self._records = records
-        self._names = TypedRecords(records)
-        self._lists = TypedRecords(records, Memory(limit=_LIST_BYTES, weigh=_weight))
+        self._names = TypedRecords(records, generations=self.generations)
+        self._lists = TypedRecords(records, Memory(limit=_LIST_BYTES, weigh=_weight), generations=self.generations)
         self._router = router
         self._clock = clock
         self._manifests: Bounded[Digest, HeldManifest] = Bounded(_MANIFEST_BYTES)
         self._prolonged: Bounded[Key, float] = Bounded(_HINTS)
         self._hints: Bounded[tuple[str, str, Digest], int] = Bounded(_HINTS)
         # A number is there as long as any of its links: without it they are only asked again.
-        self._epochs = Epochs(records, useful_for=2 * _KEPT)
+        self._epochs = Epochs(records, useful_for=2 * _KEPT, generations=self.generations)
 
     async def close(self) -> None:
         """Forgets the memory copies."""
@@ -420,7 +424,8 @@ def _key(kind: str, target: Target, reference: Named) -> Key:
     return (kind, target.upstream.host, target.repository, *parts)
 
 
-def _weight(_: Key, record: object) -> int:
+def _weight(_: Key, copy: Copy) -> int:
+    record = copy.record
     items = record.items if isinstance(record, ListRecord) else ()
     if isinstance(record, CursorRecord):
         items = (record.query,)

@@ -110,6 +110,14 @@ class Metrics:
 
     def _process(self) -> None:
         self.log_lines_dropped = self._counter("log_lines_dropped", "Log lines dropped because nobody read them.")
+        self.peer_requests = self._counter(
+            "peer_requests", "Requests to another worker, by its slot and what came of them.", ("peer", "result")
+        )
+        self.worker_restarts = self._counter("worker_restarts", "Workers that died and were started again.")
+        self.certificate_expiry = self._gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "When the certificate of the registry port ends, in seconds since the epoch.",
+        )
         self.start_time = self._gauge("start_time_seconds", "When this process started, in seconds since the epoch.")
         self.build_info = self._gauge("build_info", "Always 1; the version is the label.", ("version",))
         self.build_info.labels(version=__version__).set(1)

@@ -4,7 +4,7 @@ from mirror.config.describe import effective, settings_table
 from mirror.config.fields import Address
 from mirror.config.load import load
 from mirror.config.mistakes import ConfigError
-from mirror.config.models import Settings, Storage, Timeouts, UpstreamSettings
+from mirror.config.models import Settings, Storage, Timeouts, Tls, UpstreamSettings
 from mirror.config.units import Amount
 from mirror.config.wellknown import WELL_KNOWN
 
@@ -16,6 +16,7 @@ __all__ = [
     "Settings",
     "Storage",
     "Timeouts",
+    "Tls",
     "UpstreamSettings",
     "effective",
     "load",

@@ -83,6 +83,13 @@ def _parse_count(value: object) -> int:
     return int(text)
 
 
+def _parse_workers(value: object) -> int:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and int(text) <= 256):
+        raise ValueError("a whole number from 0 (one for each CPU) to 256")
+    return int(text)
+
+
 def _parse_host(value: object) -> str:
     return parse_host(_text(value))
 
@@ -144,6 +151,7 @@ def _parse_public_url(value: object) -> str:
 
 
 Count = Annotated[int, PlainValidator(_parse_count)]
+Workers = Annotated[int, PlainValidator(_parse_workers)]
 Size = Annotated[int, _quantity(units.parse_size, int), _shown_as(units.format_size)]
 Rate = Annotated[int, _quantity(units.parse_rate, int), _shown_as(units.format_rate)]
 Duration = Annotated[float, _quantity(units.parse_duration, float), _shown_as(units.format_duration)]

@@ -41,6 +41,7 @@ from mirror.config.fields import (
     SizeOrShare,
     Url,
     Username,
+    Workers,
 )
 from mirror.config.names import HUB, parse_entry
 from mirror.config.units import Amount
@@ -131,6 +132,25 @@ class Timeouts(_Section):
     idle: PositiveDuration = 75.0
     """Duration without a request after which a client's connection is closed."""
 
+    peer: PositiveDuration = 2.0
+    """Duration of another worker's silence after which it is done without: its upstream is asked, and nothing kept."""
+
+
+class Tls(_Section):
+    """How the registry API is served over TLS; plain HTTP without a certificate."""
+
+    certificate: FilePath | None = None
+    """PEM file of the certificate that clients see, followed by its intermediates; read again on SIGHUP."""
+
+    key: FilePath | None = None
+    """PEM file of the certificate's private key, without a passphrase; the certificate's own file if not given."""
+
+    client_ca: FilePath | None = None
+    """PEM file of certificate authorities: only clients with a certificate of one of them are served."""
+
+    minimum: Literal["1.2", "1.3"] = "1.2"
+    """Oldest version of TLS that is spoken: 1.2 or 1.3."""
+
 
 class UpstreamSettings(_Section):
     """How one registry, or each of those that a pattern stands for, is asked and trusted."""
@@ -219,6 +239,12 @@ class Settings(_Section):
 
     admin_listen: Listen = Address("127.0.0.1", 5001)
     """Address of /livez, /readyz and /metrics, as host:port."""
+
+    workers: Workers = 1
+    """Processes that serve: 1 is one process, 0 one for each CPU. One is plenty on plain HTTP."""
+
+    tls: Tls = Tls()
+    """How the registry API is served over TLS; plain HTTP without a certificate."""
 
     public_url: PublicUrl | None = None
     """URL by which clients know this mirror behind a proxy; links that we give begin with its path, requests may."""

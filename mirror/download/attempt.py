@@ -17,7 +17,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError, StorageError, UpstreamUnavailable
 from mirror.routing import Target
 from mirror.store.blobs import Leftover, Spool, is_full
-from mirror.store.budget import Reservation
+from mirror.store.room import Reservation
 from mirror.transport import Deadline
 from mirror.transport.rate import MinimumRate
 
@@ -193,14 +193,14 @@ class Attempt:
         try:
             return await call()
         except StorageError as error:
-            if not is_full(error) or not await self._tools.cache.budget.make_room(_FILES, "emergency"):
+            if not is_full(error) or not await self._tools.cache.room.make_room(_FILES, "emergency"):
                 raise
         return await call()
 
     async def _reserve(self, size: int) -> bool:
         cache = self._tools.cache
         if cache.trouble.usable("blobs"):
-            self._reservation = await cache.budget.reserve(size)
+            self._reservation = await cache.room.reserve(size)
         return self._reservation is not None
 
     # Filling.
@@ -249,7 +249,7 @@ class Attempt:
             if not is_full(error):
                 raise
             missing = (self.size or track.written + _STEP) - track.written
-            if await self._tools.cache.budget.make_room(missing, "emergency") == 0:
+            if await self._tools.cache.room.make_room(missing, "emergency") == 0:
                 raise
             await track.append([b"".join(pieces)[track.written - before :]])
         if self._reservation is not None:
@@ -259,7 +259,7 @@ class Attempt:
         reservation = self._reservation
         if reservation is None or track.written + more <= reservation.size:
             return
-        if not await self._tools.cache.budget.extend(reservation, track.written + more + _STEP):
+        if not await self._tools.cache.room.extend(reservation, track.written + more + _STEP):
             raise StorageError("the budget has no room for a blob of unknown length")
 
     # Ending.

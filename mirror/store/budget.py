@@ -14,6 +14,7 @@ from mirror.metrics import Metrics
 from mirror.oci.errors import StorageError
 from mirror.singleflight import SingleFlight
 from mirror.store.blobs import BlobStore
+from mirror.store.room import Reservation
 from mirror.store.shelves import BlobEntry
 from mirror.store.trouble import Trouble
 from mirror.store.victims import Oldest
@@ -26,21 +27,6 @@ _EVICTED_AT_ONCE = 64
 _SWEPT_AT_ONCE = 0.01
 """Of `max_size`."""
 _log = structlog.get_logger()
-
-
-class Reservation:
-    """Room promised to one fill until `end`."""
-
-    def __init__(self, budget: Budget, size: int) -> None:
-        self._budget = budget
-        self.size = size
-        """Bytes promised."""
-        self.written = 0
-        """Bytes of it that are on the disk already, and so missing from the free space."""
-
-    def end(self) -> None:
-        """The fill became a blob, or left nothing behind."""
-        self._budget.end(self)
 
 
 class Budget:
@@ -181,11 +167,6 @@ class Budget:
         """Stops a running scan."""
         await self._scans.close()
 
-    def end(self, reservation: Reservation) -> None:
-        """Takes a reservation off the books: its bytes are a blob now, or nothing."""
-        self._reservations.discard(reservation)
-        self.show()
-
     def show(self) -> None:
         """Puts what is used into the metric."""
         self._metrics.cache_bytes.set(self.used)
@@ -195,6 +176,11 @@ class Budget:
     @property
     def _left_over(self) -> int:
         return sum(leftover.size for leftover in self._blobs.leftovers.values())
+
+    def _end(self, reservation: Reservation) -> None:
+        """Takes a reservation off the books: its bytes are a blob now, or nothing."""
+        self._reservations.discard(reservation)
+        self.show()
 
     async def _scan(self, need: int) -> None:
         base = objects = 0
@@ -221,7 +207,7 @@ class Budget:
             short_of_free = await self._below_free(size)
         if short_of_free > 0 or self._over_budget(size) > 0:
             return None
-        reservation = Reservation(self, size)
+        reservation = Reservation(size, self._end)
         self._reservations.add(reservation)
         self.show()
         return reservation

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from mirror.memory import Bounded
 from mirror.store.database import Key
+from mirror.store.generations import Generations, Stamp
 from mirror.store.records import Records
 from mirror.store.typed import TypedRecords
 
@@ -25,14 +26,16 @@ class EpochRecord(msgspec.Struct, frozen=True, array_like=True):
 class _Epoch:
     number: int
     written: bool
+    stamp: Stamp
 
 
 class Epochs:
     """The present epoch of each repository, by a key that names it. Losing a number ends an epoch."""
 
-    def __init__(self, records: Records, *, useful_for: float) -> None:
+    def __init__(self, records: Records, *, useful_for: float, generations: Generations | None = None) -> None:
         """`useful_for`: seconds for which a number is kept after it was last written."""
         self._records = records
+        self._generations = generations or Generations()
         self._names = TypedRecords(records)
         self._useful_for = useful_for
         self._present: Bounded[Key, _Epoch] = Bounded(_IN_MEMORY)
@@ -44,9 +47,10 @@ class Epochs:
     async def end(self, repository: Key) -> None:
         """Begins a new epoch."""
         ended = await self._epoch(repository)
-        self._present.set(repository, _new())
+        self._present.set(repository, _new(ended.stamp))
         if ended.written:
             await self._records.delete(_key(repository))
+        self._tell(repository, ended.stamp)
 
     async def stands(self, repository: Key, number: int) -> bool:
         """Whether what was asked in this epoch may be noted; then its number is written down, too."""
@@ -62,23 +66,40 @@ class Epochs:
         known = self._present.get(repository)
         if known is None or known.number != number:
             return
-        self._present.set(repository, _Epoch(number, written=True))
-        await self._records.set(_key(repository), msgspec.msgpack.encode(EpochRecord(number)), self._useful_for)
+        self._present.set(repository, _Epoch(number, True, known.stamp))
+        value = msgspec.msgpack.encode(EpochRecord(number))
+        if await self._records.set(_key(repository), value, self._useful_for):
+            self._tell(repository, known.stamp)
 
     async def _epoch(self, repository: Key) -> _Epoch:
         known = self._present.get(repository)
-        if known is None:
+        while known is None or not self._generations.is_current(known.stamp):
+            before, stamp = known, self._generations.stamp(_key(repository))
             record = await self._names.read(_key(repository), EpochRecord)
-            known = self._present.get(repository)  # another request may have been faster
-            if known is None:
-                known = _new() if record is None else _Epoch(record.number, written=True)
-                self._present.set(repository, known)
+            known = self._present.get(repository)
+            if known is not before:
+                continue  # another request was faster
+            if record is not None:
+                known = _Epoch(record.number, True, stamp)
+            elif known is None or known.written:  # it is gone from the disk: another process has ended it
+                known = _new(stamp)
+            else:
+                known = _Epoch(known.number, False, stamp)
+            self._present.set(repository, known)
         return known
+
+    def _tell(self, repository: Key, before: Stamp) -> None:
+        """Has other processes read the number anew; this one too where the group has changed meanwhile."""
+        ours = self._generations.is_current(before)
+        now = self._generations.changed(before.slot)
+        known = self._present.get(repository)
+        if ours and known is not None and known.stamp == before:
+            self._present.set(repository, replace(known, stamp=now))
 
 
 def _key(repository: Key) -> Key:
     return ("epoch", *repository)
 
 
-def _new() -> _Epoch:
-    return _Epoch(secrets.randbits(62), written=False)
+def _new(stamp: Stamp) -> _Epoch:
+    return _Epoch(secrets.randbits(62), False, stamp)

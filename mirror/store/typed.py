@@ -8,45 +8,49 @@ import msgspec
 
 from mirror.memory import Memory
 from mirror.store.database import Key
+from mirror.store.generations import Generations, Stamp
 from mirror.store.records import Records
 
 R = TypeVar("R", bound=msgspec.Struct)
 
 _IN_MEMORY = 3600.0
-_GONE = object()
-"""In place of a record that was deleted: the disk may not have heard of it, if it is locked or read-only."""
+
+
+class Copy:
+    """A record in memory, good while `stamp` is current.
+
+    None stands in place of one that was deleted: the disk may not have heard of it, if it is locked or read-only.
+    """
+
+    __slots__ = ("record", "stamp")
+
+    def __init__(self, record: msgspec.Struct | None, stamp: Stamp) -> None:
+        self.record = record
+        self.stamp = stamp
 
 
 class TypedRecords:
     """Reads and writes records of given shapes; what does not fit its shape is as good as not there.
 
-    A change counts from the moment it is asked for, before the disk has heard of it.
+    A change counts from the moment it is asked for, before the disk has heard of it; for other processes that share the
+    generations, as soon as it has.
     """
 
-    def __init__(self, records: Records, memory: Memory | None = None) -> None:
-        """`memory` holds the copies, and records without a value in place of those that were deleted."""
+    def __init__(
+        self, records: Records, memory: Memory | None = None, *, generations: Generations | None = None
+    ) -> None:
+        """`memory` holds `Copy` objects."""
         self._records = records
         self._memory = memory or Memory()
+        self._generations = generations or Generations()
         self._changes = 0
 
     async def get(self, key: Key, shape: type[R]) -> R | None:
         """The record, from memory if it is there."""
-        held = await self._memory.get(key)
-        if held is _GONE:
-            return None
-        if isinstance(held, shape):
-            return held
-        changes = self._changes
-        record = await self.read(key, shape)
-        if changes == self._changes:
-            if record is not None:
-                await self._memory.set(key, record, _IN_MEMORY)
-            return record
-        # What was written or deleted during the read counts, and must not be hidden by what was there before.
-        held = await self._memory.get(key)
-        if held is _GONE:
-            return None
-        return held if isinstance(held, shape) else record
+        held = await self._held(key)
+        if held is None or (held.record is not None and not isinstance(held.record, shape)):
+            return await self._fetch(key, shape)
+        return held.record
 
     async def read(self, key: Key, shape: type[R]) -> R | None:
         """The record as it stands on the disk."""
@@ -61,15 +65,46 @@ class TypedRecords:
     async def put(self, key: Key, record: msgspec.Struct, useful_for: float) -> None:
         """Writes the record, which is gone after `useful_for` seconds."""
         self._changes += 1
-        await self._memory.set(key, record, min(useful_for, _IN_MEMORY))
-        await self._records.set(key, msgspec.msgpack.encode(record), useful_for)
+        before = self._generations.stamp(key)
+        await self._memory.set(key, Copy(record, before), min(useful_for, _IN_MEMORY))
+        if await self._records.set(key, msgspec.msgpack.encode(record), useful_for):
+            await self._tell(key, before)
 
     async def delete(self, key: Key) -> None:
         """Removes the record, if it is there."""
         self._changes += 1
-        await self._memory.set(key, _GONE, _IN_MEMORY)
+        before = self._generations.stamp(key)
+        await self._memory.set(key, Copy(None, before), _IN_MEMORY)
         await self._records.delete(key)
+        await self._tell(key, before)
 
     async def close(self) -> None:
         """Forgets the memory copies."""
         await self._memory.close()
+
+    async def _held(self, key: Key) -> Copy | None:
+        held = await self._memory.get(key)
+        return held if isinstance(held, Copy) and self._generations.is_current(held.stamp) else None
+
+    async def _fetch(self, key: Key, shape: type[R]) -> R | None:
+        changes, before = self._changes, self._generations.stamp(key)
+        record = await self.read(key, shape)
+        if changes == self._changes:
+            if record is not None:
+                await self._memory.set(key, Copy(record, before), _IN_MEMORY)
+            return record
+        # What was written or deleted during the read counts, and must not be hidden by what was there before.
+        held = await self._held(key)
+        if held is not None and (held.record is None or isinstance(held.record, shape)):
+            return held.record
+        return record
+
+    async def _tell(self, key: Key, before: Stamp) -> None:
+        """Has every copy read anew, but ours; ours too where the group changed meanwhile, perhaps by somebody who wrote
+        the same record: only the disk knows who was last.
+        """
+        ours = self._generations.is_current(before)
+        now = self._generations.changed(before.slot)
+        held = await self._memory.get(key)
+        if ours and isinstance(held, Copy) and held.stamp == before:
+            held.stamp = now

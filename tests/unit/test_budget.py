@@ -20,7 +20,8 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import StorageError
 from mirror.store import budget as module
 from mirror.store.blobs import BlobStore
-from mirror.store.budget import Budget, Reservation
+from mirror.store.budget import Budget
+from mirror.store.room import Reservation
 from mirror.store.shelves import Directory
 from mirror.store.trouble import Trouble
 from mirror.store.victims import Oldest

@@ -201,7 +201,7 @@ def test_unknown_variables_are_mistakes_whose_value_stays_unseen(name: str, hint
         ("listen: a b:5000", "listen is 'a b:5000'; expected an address"),
         ("listen: {}", "listen is a mapping; expected an address"),
         ("\nlistn: x", "mirror.yaml:2: listn is not a key; did you mean listen?"),
-        ("zzz: x", "zzz is not a key; expected one of listen, admin_listen, public_url"),
+        ("zzz: x", "zzz is not a key; expected one of listen, admin_listen, workers"),
         ("storage: {max_size: 20Gb/s}", "storage.max_size is '20Gb/s'; expected a size such as 20GiB"),
         ("storage: {max_size: 0}", "storage.max_size is 0; expected a size above 0"),
         ("storage: {max_size: true}", "storage.max_size is true; expected a size"),

@@ -1,0 +1,60 @@
+"""Whether a copy in memory is still what the disk has, seen by every process that shares the records at once."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import zlib
+from typing import NamedTuple
+
+from mirror.store.database import Key
+
+_SLOTS = 4096
+_SLOT_BYTES = 8
+SIZE = _SLOTS * _SLOT_BYTES
+"""Bytes of the memory that processes share."""
+
+
+class Stamp(NamedTuple):
+    """What a group of records had when one of them was read or written."""
+
+    slot: int
+    value: int
+
+
+class Generations:
+    """A number for each of 4,096 groups of records, and a new one whenever a record of the group changes.
+
+    A stamp is taken before a record is read, and its group gets a new number after a record was written: whoever read
+    what was there before has a stamp that is not current any more. Numbers are random and not counted up: two processes
+    that change a group at the same time cannot end at a number that a third one knows.
+    """
+
+    def __init__(self, fd: int | None = None) -> None:
+        """`fd`: memory of `SIZE` bytes that is shared, see `share`; None: this process is alone."""
+        self._map = mmap.mmap(-1 if fd is None else fd, SIZE)
+        self._values = memoryview(self._map).cast("Q")
+        self._random = random.Random(os.urandom(16))  # noqa: S311 - to differ, not to be kept secret
+
+    @staticmethod
+    def share() -> int:
+        """A descriptor of memory for several processes. It is in no file system: no disk can take it away."""
+        fd = os.memfd_create("mirror-generations")
+        os.ftruncate(fd, SIZE)
+        return fd
+
+    def stamp(self, key: Key) -> Stamp:
+        """The present stamp of the record's group; to be taken before the record is read."""
+        slot = zlib.crc32("\0".join(key).encode("utf-8", "surrogatepass")) % _SLOTS
+        return Stamp(slot, self._values[slot])
+
+    def is_current(self, stamp: Stamp) -> bool:
+        """Whether no record of the group has changed since."""
+        return self._values[stamp.slot] == stamp.value
+
+    def changed(self, slot: int) -> Stamp:
+        """A record of the group was written or deleted: every older stamp is outdated from now on."""
+        value = self._random.getrandbits(64)
+        self._values[slot] = value
+        return Stamp(slot, value)

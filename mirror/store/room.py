@@ -1,0 +1,37 @@
+"""Room on the disk for what is fetched: asked for before a fill begins, and given back when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Reservation:
+    """Room promised to one fill until `end`."""
+
+    def __init__(self, size: int, ended: Callable[[Reservation], None]) -> None:
+        self.size = size
+        """Bytes promised."""
+        self.written = 0
+        """Bytes of it that are on the disk already, and so missing from the free space."""
+        self._ended = ended
+
+    def end(self) -> None:
+        """The fill became a blob, or left nothing behind."""
+        self._ended(self)
+
+
+class Room(Protocol):
+    """Who gives room: the budget itself, or its voice in another process."""
+
+    async def reserve(self, size: int) -> Reservation | None:
+        """Room for a blob of `size` bytes, made by eviction if need be; None where it must pass through. Bounded."""
+
+    async def extend(self, reservation: Reservation, size: int) -> bool:
+        """Enlarges a reservation to `size` bytes; False where it may not."""
+
+    async def make_room(self, need: int, reason: str) -> int:
+        """Evicts the least recently used blobs of together at least `need` bytes; returns what was freed.
+
+        Raises StorageError.
+        """
