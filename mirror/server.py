@@ -19,42 +19,25 @@ from mirror import __version__, allocator, log
 from mirror.api.admin import AdminApi
 from mirror.api.admission import Admission, places
 from mirror.api.connections import Answer, HttpServer, Limits
-from mirror.api.content import ContentApi
 from mirror.api.forwarded import Proxies
 from mirror.api.listener import Listener
-from mirror.api.listings import ListingsApi
 from mirror.api.middleware import Traffic
-from mirror.api.registry import RegistryApi
 from mirror.api.sender import Sender
-from mirror.auth import Authenticator
 from mirror.cache import Cache
 from mirror.config import Address, Settings
-from mirror.download import PACED, Downloads, Lanes, Tools
-from mirror.memory import Key, Memory
+from mirror.download import Downloads
+from mirror.engine import Engine
 from mirror.metrics import Metrics
-from mirror.oci.errors import StorageError
 from mirror.pull import (
-    PROOFS,
-    BlobPuller,
-    Lists,
-    ManifestAsker,
-    ManifestPuller,
-    Permissions,
-    ReferrersPuller,
     Renewals,
-    TagsPuller,
 )
 from mirror.routing import Router
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget
 from mirror.store.files import Files
-from mirror.store.home import Home, mistake
-from mirror.store.records import Records
-from mirror.store.scrub import Scrub
+from mirror.store.keeper import Keeper
 from mirror.store.trouble import Trouble
 from mirror.store.upkeep import Upkeep
-from mirror.transport import Transport
-from mirror.upstream import Upstreams
 
 _ADMIN_CONNECTIONS = 256
 """To the admin port, which has few clients, and must have a place for them when the other one is crowded."""
@@ -89,60 +72,73 @@ class Mirror:
         self.metrics = metrics or Metrics()
         self.port = 0
         self.admin_port = 0
-        timeouts, storage = settings.timeouts, settings.storage
         router = Router(settings)
-
-        # What we hold.
-        self.trouble = Trouble(self.metrics, time.monotonic)
-        self.blobs = BlobStore(storage.path, files or Files(), clock, patience=patience)
-        self._home = Home(storage.path, patience=patience)
-        self.records = Records(storage.path / "records", self.trouble, check_home=self._home.check)
-        self.budget = Budget(storage, self.blobs, self.trouble, self.metrics, clock=clock)
-        self.upkeep = Upkeep(storage, self._home, self.blobs, self.budget, self.records, self.trouble, self.metrics)
-        self.scrub = Scrub(storage.scrub_rate, self.blobs, self.records, self.trouble, self.metrics, clock=clock)
-        self.cache = Cache(self.records, self.blobs, self.budget, self.trouble, router, clock=clock)
-
-        # Whom we ask.
-        self._transport = Transport(
-            timeouts,
-            metrics=self.metrics,
-            resolver=resolver,
-            is_global=is_global,
+        self._keeper = Keeper(settings.storage, self.metrics, files=files, clock=clock, patience=patience)
+        self._cache = Cache(
+            self._keeper.records,
+            self._keeper.blobs,
+            self._keeper.room,
+            self._keeper.trouble,
+            router,
+            generations=self._keeper.generations,
             clock=clock,
-            streams=settings.max_downloads + PACED + PROOFS,
         )
-        self._secrets = Memory(max_keys=10_000, limit=_SECRET_BYTES, weigh=_secret_weight)
-        authenticator = Authenticator(self._transport, self._secrets, metrics=self.metrics, clock=clock)
-        upstreams = Upstreams(router, self._transport, authenticator)
-
-        # What is done with it.
-        lanes = Lanes(settings.max_downloads, lambda name: router.settings(name).max_downloads, self.metrics)
-        tools = Tools(upstreams, self.cache, self.metrics, timeouts, lanes)
-        self.downloads = Downloads(tools, abandon_below=settings.abandon_below)
-        self.renewals = Renewals(self.cache, router)
-        self._permissions = Permissions(self.cache, upstreams, self.renewals, self.metrics, timeouts.first_byte)
-        asker = ManifestAsker(self.cache, upstreams, self.metrics, timeouts.first_byte)
-        self._manifests = ManifestPuller(self.cache, asker, self.renewals, router, self.metrics, timeouts)
-        blobs = BlobPuller(self.cache, self.downloads, self._permissions, self.metrics, timeouts)
-        self._lists = Lists(self.cache, router, self.metrics, timeouts, upstreams.silence)
-        tags = TagsPuller(self.cache, upstreams, self._lists, timeouts.first_byte)
-        referrers = ReferrersPuller(self.cache, upstreams, self._manifests, self._lists, timeouts.first_byte)
-
-        # Who asks us.
         self._proxies = Proxies(settings.trusted_proxies)
         self.traffic = Traffic(self.metrics, self._proxies)
-        sender = Sender(patience, self.trouble)
-        content = ContentApi(self._manifests, blobs, self.traffic, sender)
-        self._registry = RegistryApi(router, content, ListingsApi(tags, referrers))
-        self._admin = AdminApi(self.metrics, self.trouble, lambda: self.traffic.draining)
+        sender = Sender(patience, self._keeper.trouble)
+        self._engine = Engine(
+            settings,
+            router,
+            self._cache,
+            self.traffic,
+            sender,
+            self.metrics,
+            clock=clock,
+            resolver=resolver,
+            is_global=is_global,
+        )
+        self._admin = AdminApi(self.metrics, self._keeper.trouble, lambda: self.traffic.draining)
         self._listener: Listener | None = None
         self._closing = AsyncExitStack()
         """What is to be let go of, in the reverse order of its making."""
         self._stopping = asyncio.Lock()
         self._hurry = asyncio.Event()
+        self._closing.push_async_callback(self._keeper.close)
+        self._closing.push_async_callback(self._cache.close)
         self._closing.callback(sender.close)
-        self._closing.push_async_callback(self._secrets.close)
-        self._closing.push_async_callback(self._transport.close)
+        self._closing.push_async_callback(self._engine.close)
+
+    # Its parts, for whoever looks into one.
+
+    @property
+    def blobs(self) -> BlobStore:
+        """The blobs on the disk."""
+        return self._keeper.blobs
+
+    @property
+    def budget(self) -> Budget:
+        """What they may take."""
+        return self._keeper.budget
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """The store's chores."""
+        return self._keeper.upkeep
+
+    @property
+    def trouble(self) -> Trouble:
+        """What is wrong with the disk."""
+        return self._keeper.trouble
+
+    @property
+    def downloads(self) -> Downloads:
+        """Those under way."""
+        return self._engine.downloads
+
+    @property
+    def renewals(self) -> Renewals:
+        """Links that are being asked for again."""
+        return self._engine.renewals
 
     async def start(self) -> None:
         """Opens the store and listens. Raises StorageError where the data directory is not ours, OSError for a port.
@@ -150,8 +146,8 @@ class Mirror:
         A start that fails or is cancelled leaves nothing open.
         """
         try:
-            await self._open_store()
-            self._begin_work()
+            await self._keeper.open()
+            self._keeper.begin()
             self._listener, self.port = await self._listen(self._registry_runner(), self.settings.listen)
             _, self.admin_port = await self._listen(self._admin_runner(), self.settings.admin_listen)
         except BaseException:
@@ -188,41 +184,6 @@ class Mirror:
 
     # Starting.
 
-    async def _open_store(self) -> None:
-        self._closing.push_async_callback(self._home.release)
-        await self._home.take()
-        self._closing.push_async_callback(self.cache.close)
-        self._closing.push_async_callback(self.records.close)
-        self._closing.push_async_callback(self._close_blobs)
-        try:
-            clean = await self.blobs.open()
-        except StorageError as error:
-            if isinstance(error.__cause__, OSError):
-                raise mistake(self.settings.storage.path, error.__cause__) from error
-            raise
-        if not clean:
-            _log.warning("the last stop was not clean; the youngest blobs are verified before they are served")
-        await self.records.open()
-        await self.upkeep.begin(clean=clean)
-
-    def _begin_work(self) -> None:
-        chores = (self.upkeep, self.scrub)
-        tasks = [asyncio.create_task(chore.run(), name=type(chore).__name__) for chore in chores]
-
-        async def end_upkeep() -> None:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            await self.budget.close()
-            for chore in chores:
-                await chore.finish()
-
-        self._closing.push_async_callback(end_upkeep)
-        self._closing.push_async_callback(self._manifests.close)
-        self._closing.push_async_callback(self._lists.close)
-        self._closing.push_async_callback(self._permissions.close)
-        self._closing.push_async_callback(self.renewals.close)
-
     async def _listen(self, runner: web.BaseRunner, address: Address) -> tuple[Listener, int]:
         listener = Listener(runner)
         self._closing.push_async_callback(listener.close)
@@ -246,7 +207,7 @@ class Mirror:
             refused=self.metrics.connections_refused,
             present=self.metrics.connections,
         )
-        return self._runner(self.traffic.around(self._registry.handle), admission)
+        return self._runner(self.traffic.around(self._engine.registry.handle), admission)
 
     def _admin_runner(self) -> web.BaseRunner:
         admission = Admission(
@@ -267,18 +228,12 @@ class Mirror:
         await listener.close()  # cuts them off
 
     async def _finish_downloads(self, grace: float) -> None:
-        await self._unless_hurried(self.downloads.finish(grace), grace)
+        await self._unless_hurried(self._engine.downloads.finish(grace), grace)
         try:
             async with asyncio.timeout(_HANGING_SECONDS):
-                await self.downloads.finish(0)
+                await self._engine.downloads.finish(0)
         except TimeoutError:
             _log.warning("some downloads could not be stopped: the disk does not answer")
-
-    async def _close_blobs(self) -> None:
-        try:
-            await self.blobs.close()
-        except StorageError as error:
-            self.trouble.note("blobs", error)
 
     async def _unless_hurried(self, event: Awaitable[object], seconds: float) -> bool:
         """Waits for `event`, but for `seconds` at most, and no longer once there is a hurry; whether it came."""
@@ -331,10 +286,6 @@ def _leave_hanging_threads_behind() -> None:
     timer = threading.Timer(_HANGING_SECONDS, os._exit, (0,))
     timer.daemon = True
     timer.start()
-
-
-def _secret_weight(key: Key, value: object) -> int:
-    return sum(map(len, key)) + len(value if isinstance(value, str) else repr(value))
 
 
 def _raise_descriptor_limit() -> None:

@@ -55,6 +55,9 @@ PROMISED = {
     "storage_degraded": {"reason"},
     "bypass_bytes": {"upstream", "reason"},
     "log_lines_dropped": set(),
+    "peer_requests": {"peer", "result"},
+    "worker_restarts": set(),
+    "tls_certificate_expiry_timestamp_seconds": set(),
     "start_time_seconds": set(),
     "build_info": {"version"},
 }
