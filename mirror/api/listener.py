@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
+from collections.abc import Sequence
 
 from aiohttp import web
 
 from mirror.config import Address
+from mirror.sockets import Listening, bind
 
-_BACKLOG = 1024
-"""Connections that the kernel holds ready."""
 ACCEPTED_AT_ONCE = 16
 """In one turn of the loop: asyncio's own `backlog`. It is also how often asyncio fails, with a traceback each time,
 where no descriptor is left; but of a crowd that comes at once the last one waits for many turns of a busy loop."""
@@ -22,42 +20,40 @@ class Listener:
 
     def __init__(self, runner: web.BaseRunner) -> None:
         self._runner = runner
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
 
     async def open(self, address: Address) -> int:
         """Listens; returns the port. Raises OSError, which names the address; `close` is due then as well."""
+        sockets = await bind(address)
+        port: int = sockets[0].getsockname()[1]
+        await self.adopt(sockets)
+        return port
+
+    async def adopt(self, sockets: Sequence[Listening]) -> None:
+        """Listens at sockets that are bound, and ours from now on. Other processes may listen at the same ones."""
         await self._runner.setup()
         assert self._runner.server is not None
         loop = asyncio.get_running_loop()
-        # asyncio forgets a listening socket when it is cancelled in its last step; begun, this goes through.
-        starting = asyncio.create_task(
-            loop.create_server(self._runner.server, address.host, address.port, backlog=ACCEPTED_AT_ONCE)
-        )
-        try:
-            self._server = await asyncio.shield(starting)
-        except OSError as error:
-            raise OSError(f"cannot listen on {address}: {_reason(error)}") from error
-        except asyncio.CancelledError:
-            await asyncio.gather(starting, return_exceptions=True)
-            if starting.exception() is None:
-                self._server = starting.result()
-            raise
-        for listening in self._server.sockets:
-            with listening.dup() as same:
-                same.listen(_BACKLOG)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        for each in sockets:
+            # Begun in a second step: asyncio forgets a listening socket when it is cancelled in the last one.
+            server = await loop.create_server(
+                self._runner.server, sock=each, backlog=ACCEPTED_AT_ONCE, start_serving=False
+            )
+            self._servers.append(server)
+        for server in self._servers:
+            await server.start_serving()
 
     async def stop_accepting(self) -> None:
         """Listens no more, and closes the connections on which nothing is asked; the others go on. Idempotent."""
-        server, self._server = self._server, None
-        if server is not None:
-            for listening in server.sockets:
+        servers, self._servers = self._servers, []
+        if servers:
+            for listening in (one for server in servers for one in server.sockets):
                 asyncio.get_running_loop().remove_reader(listening.fileno())
             # Whoever was accepted in this turn of the loop joins the server in the next. CPython 3.11 loses the sockets
             # of those who come to a closed one: they would wait until the process ends.
             await asyncio.sleep(0)
-            server.close()
+            for server in servers:
+                server.close()
         if self._runner.server is not None:
             self._runner.server.pre_shutdown()
 
@@ -65,10 +61,3 @@ class Listener:
         """Cuts off whoever is still being served. Idempotent, and right after an `open` that failed."""
         await self.stop_accepting()
         await self._runner.cleanup()
-
-
-def _reason(error: OSError) -> str:
-    """Why a port cannot be had, without the address that asyncio puts into its message."""
-    if isinstance(error, socket.gaierror) or not error.errno:
-        return error.strerror or str(error)
-    return os.strerror(error.errno)

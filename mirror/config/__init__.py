@@ -2,6 +2,7 @@
 
 from mirror.config.describe import effective, settings_table
 from mirror.config.fields import Address
+from mirror.config.handing import pack, unpack
 from mirror.config.load import load
 from mirror.config.mistakes import ConfigError
 from mirror.config.models import Settings, Storage, Timeouts, Tls, UpstreamSettings
@@ -20,5 +21,7 @@ __all__ = [
     "UpstreamSettings",
     "effective",
     "load",
+    "pack",
     "settings_table",
+    "unpack",
 ]
