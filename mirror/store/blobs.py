@@ -19,6 +19,7 @@ from mirror.oci.errors import StorageError
 from mirror.singleflight import SingleFlight
 from mirror.store.checks import Checks
 from mirror.store.files import Files, SharedFile, let_go, write_some
+from mirror.store.ledger import Ledger
 from mirror.store.shelves import DIRECTORIES, BlobEntry, Directory, Shelves
 from mirror.store.spools import Leftover, Spool, origin_of, parse_spool_name, spool_name
 from mirror.store.threads import Threads
@@ -55,8 +56,15 @@ class BlobStore:
     """
 
     def __init__(
-        self, root: Path, files: Files, clock: Callable[[], float] = time.time, *, patience: float = 10.0
+        self,
+        root: Path,
+        files: Files,
+        clock: Callable[[], float] = time.time,
+        *,
+        patience: float = 10.0,
+        ledger: Ledger | None = None,
     ) -> None:
+        """`ledger`: what tells of the blobs that other processes bring and remove; None where there are none."""
         self.root = root
         self.files = files
         self.leftovers: dict[Digest, Leftover] = {}
@@ -72,7 +80,8 @@ class BlobStore:
         self._checking = Threads("disk-check", _CHECK_THREADS)
         self._hashing = Threads("hash", _HASH_THREADS)
         self._unsettled = Unsettled(root / "unsettled", files)
-        self._shelves = Shelves(root, files, self._unsettled, self._share)
+        self._ledger = ledger or Ledger()
+        self._shelves = Shelves(root, files, self._unsettled, self._share, self._ledger)
         self.checks = Checks(self._shelves, self._unsettled, self._checking, self._tidying, patience=patience)
         self._looking = SingleFlight()
         self._uses: dict[Digest, float] = {}
@@ -124,6 +133,7 @@ class BlobStore:
                 await asyncio.gather(*(pool.idle() for pool in pools))
                 if self._opened:
                     await self._tidying.run(self._unsettled.clear)
+            self._ledger.close()
         except TimeoutError:
             raise StorageError("the disk does not answer") from OSError(errno.ETIMEDOUT, "no answer in time")
         finally:
@@ -135,8 +145,8 @@ class BlobStore:
 
     @property
     def net(self) -> int:
-        """Bytes of blobs that came minus bytes that went since this process began."""
-        return self._shelves.net
+        """Bytes of blobs that came minus bytes that went since the first process began."""
+        return self._ledger.net
 
     async def open_blob(self, digest: Digest) -> SharedFile | None:
         """The blob's file, or None where it is not held. Its first holder is the caller.
@@ -190,7 +200,7 @@ class BlobStore:
     async def survey(self, directories: Sequence[Directory], show: Callable[[BlobEntry], None]) -> tuple[int, int]:
         """Shows each blob, with its last use, to `show`, in a thread. Raises StorageError.
 
-        Returns how many they are, and how many bytes they had when this process began; `net` is on top of that.
+        Returns how many they are, and how many bytes they had when the first process began; `net` is on top of that.
         """
         return await self._tidying.run(self._survey, directories, show)
 

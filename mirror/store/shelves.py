@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mirror.oci.digest import Digest
 from mirror.store.files import Files, SharedFile
+from mirror.store.ledger import DIRECTORIES, Directory, Ledger
 from mirror.store.spools import Spool
 from mirror.store.unsettled import Unsettled
 
-Directory = tuple[str, str]
-"""Algorithm and first two hex digits."""
+__all__ = ["DIRECTORIES", "BlobEntry", "Directory", "Shelves", "digest_of"]
 
 _NAME = {"sha256": re.compile("[0-9a-f]{64}"), "sha512": re.compile("[0-9a-f]{128}")}
-DIRECTORIES = tuple((algorithm, f"{prefix:02x}") for algorithm in ("sha256", "sha512") for prefix in range(256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +29,17 @@ class BlobEntry:
     used_at: float
 
 
-class _Shelf:
-    """One directory. Names in it change, and are counted, one at a time, so that the count is exact."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.balance = 0
-
-
 class Shelves:
     """The files under `<root>/blobs`. Every method may be called from several threads and raises OSError."""
 
-    def __init__(self, root: Path, files: Files, unsettled: Unsettled, share: Callable[[int, int], SharedFile]) -> None:
-        self.net = 0
-        """Bytes that came minus bytes that went since this process began."""
+    def __init__(
+        self, root: Path, files: Files, unsettled: Unsettled, share: Callable[[int, int], SharedFile], ledger: Ledger
+    ) -> None:
         self._root = root
         self._files = files
         self._unsettled = unsettled
         self._share = share
-        self._shelves = {directory: _Shelf() for directory in DIRECTORIES}
-        self._counting = threading.Lock()
+        self._ledger = ledger
 
     def is_at_hand(self, digest: Digest) -> bool:
         """Whether `open` needs no disk."""
@@ -85,16 +75,16 @@ class Shelves:
             self._files.fsync_directory(path.parent.parent)
         self._files.fsync(spool.file.fd)
         self._unsettled.add(spool.digest)
-        with self._shelf(spool.digest).lock:
+        with self._turn(spool.digest):
             replaced = self.size(spool.digest)  # one that we could not read; who is being sent it reads on
             self._files.rename(spool.path, path)
-            self._count(spool.digest, spool.written - replaced)
+            self._ledger.count(_directory(spool.digest), spool.written - replaced)
             self._unsettled.settle(spool.digest)  # these bytes were hashed on their way in
         self._files.fsync_directory(path.parent)
 
     def remove(self, digest: Digest, unless_used_after: float | None = None) -> int:
         """Unlinks the blob; returns the bytes it had, 0 if it was gone or its file's time is after that moment."""
-        with self._shelf(digest).lock:
+        with self._turn(digest):
             try:
                 status = self._files.stat(self._path(digest))
             except FileNotFoundError:
@@ -123,7 +113,7 @@ class Shelves:
 
         One that was evicted or replaced meanwhile is not the one that was hashed.
         """
-        with self._shelf(digest).lock:
+        with self._turn(digest):
             removed = not intact and self._files.is_at(file.fd, self._path(digest))
             if removed:
                 self._unlink(digest, self._files.size(file.fd))
@@ -144,31 +134,28 @@ class Shelves:
             raise failure
 
     def scan(self, directory: Directory) -> tuple[list[BlobEntry], int]:
-        """The blobs in a directory, and its part of `net` at the same moment."""
-        shelf = self._shelves[directory]
+        """The blobs in a directory, and its balance at the same moment."""
         entries = []
-        with shelf.lock:
+        with self._ledger.turn(directory):
             for name, size, used_at in self._files.scan(self._root.joinpath("blobs", *directory)):
                 digest = digest_of(directory, name)
                 if digest is not None:  # what is not ours is left alone
                     entries.append(BlobEntry(digest, size, used_at))
-            return entries, shelf.balance
+            return entries, self._ledger.balance(directory)
 
     def _path(self, digest: Digest) -> Path:
         return self._root / "blobs" / digest.algorithm / digest.hex[:2] / digest.hex
 
-    def _shelf(self, digest: Digest) -> _Shelf:
-        return self._shelves[digest.algorithm, digest.hex[:2]]
+    def _turn(self, digest: Digest) -> AbstractContextManager[None]:
+        return self._ledger.turn(_directory(digest))
 
     def _unlink(self, digest: Digest, size: int) -> None:
         self._files.unlink(self._path(digest))
-        self._count(digest, -size)
+        self._ledger.count(_directory(digest), -size)
 
-    def _count(self, digest: Digest, size: int) -> None:
-        """Under the shelf's lock."""
-        self._shelf(digest).balance += size
-        with self._counting:
-            self.net += size
+
+def _directory(digest: Digest) -> Directory:
+    return digest.algorithm, digest.hex[:2]
 
 
 def digest_of(directory: Directory, name: str) -> Digest | None:

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ async def store(tmp_path: Path, disk: FaultyFiles) -> AsyncIterator[BlobStore]:
     await store.close()
 
 
-async def after_a_crash(store: BlobStore, disk: FaultyFiles, tmp_path: Path, **options: float) -> BlobStore:
+async def after_a_crash(store: BlobStore, disk: FaultyFiles, tmp_path: Path, **options: Any) -> BlobStore:
     """A new process over what is on the disk now, the old one having had no time to tidy up."""
     shutil.copytree(store.root, tmp_path / "after")
     successor = BlobStore(tmp_path / "after", disk, lambda: NOW, **options)
