@@ -173,8 +173,10 @@ class FlightBody(_Body):
             self._file = track.spool.file.hold()
         if offset < track.visible:
             return FilePiece(self._file, offset, track.visible - offset)
+        if offset < len(track.head):
+            return BytesPiece(memoryview(track.head)[offset:])
         if track.frozen is not None:
-            self._go_alone(track.written, track.frozen)
+            self._go_alone(track.frozen_at, track.frozen)
         else:
             await track.news()
         return None

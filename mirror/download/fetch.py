@@ -21,6 +21,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError, Unknown, UpstreamRefused, UpstreamUnavailable
 from mirror.routing import Target, UpstreamName
 from mirror.slots import Slot
+from mirror.store.shapes import LinkRecord
 from mirror.transport import BlobStream, Deadline
 from mirror.transport.rate import MinimumRate
 from mirror.upstream import Upstreams
@@ -88,6 +89,8 @@ class Fetch:
         self._takes_encoded = takes_encoded
         self._pace_of = pace_of
         self._turn: Slot | None = None
+        self._noting: asyncio.Task[LinkRecord] | None = None
+        """Of the link that the last headers showed. Nobody's bytes wait for it."""
         self._pace = MinimumRate(tools.timeouts.min_rate, tools.timeouts.client)
         """Of whoever takes the bytes."""
         self._gave: tuple[float, int] | None = None
@@ -147,7 +150,7 @@ class Fetch:
         await self._resume(UpstreamUnavailable(f"the body of {self.digest} ended early", reason="truncated"))
 
     async def close(self) -> None:
-        """Ends the present stream."""
+        """Ends the present stream; what it has shown is noted then."""
         stream, chunks, self._stream, self._chunks = self._stream, self._chunks, None, None
         if chunks is not None:
             await chunks.aclose()
@@ -156,6 +159,9 @@ class Fetch:
         if self._turn is not None:
             self._turn.release()
             self._turn = None
+        noting, self._noting = self._noting, None
+        if noting is not None:
+            await noting
 
     # One stream.
 
@@ -300,7 +306,8 @@ class Fetch:
             raise UpstreamUnavailable(f"{target} gives {self.digest} another length than before", reason="size")
         if stream.size is not None:
             # Headers are a claim; the link is proven when the digest matches.
-            await self._tools.cache.put_link(question, "blob", self.digest, stream.size, proven=False)
+            noted = self._tools.cache.put_link(question, "blob", self.digest, stream.size, proven=False)
+            self._noting = asyncio.create_task(noted)
             self.size = self.size if self.size is not None else stream.size
         self.encoded = encoded
         self.shown = self.shown or question

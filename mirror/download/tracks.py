@@ -21,6 +21,9 @@ from mirror.transport.rate import MinimumRate
 WITHHELD = 4096
 """Bytes at the end of a blob that nobody gets before the digest has been compared."""
 
+HEAD_BYTES = 64 << 10
+"""Of a blob that is being stored: what readers get before the disk has it, so that none waits for that."""
+
 WINDOW_BYTES = 2 << 20
 
 
@@ -95,7 +98,11 @@ class SpoolTrack(Track):
         self._blobs = blobs
         self._released = False
         self.frozen: Hasher | None = None
-        """Set when the disk takes no more: the hash of the `written` bytes, from which each reader goes on alone."""
+        """Set when the disk takes no more: the hash of the bytes before `frozen_at`, where each reader goes on alone.
+        """
+        self.frozen_at = 0
+        self.head: bytes = b""
+        """The first bytes, from when they come until they are in the file."""
         self.written = spool.written
 
     @property
@@ -105,14 +112,26 @@ class SpoolTrack(Track):
 
     async def append(self, pieces: Sequence[bytes]) -> None:
         """Writes and hashes, then advances as far as that went. Raises StorageError."""
+        self._show_head(pieces)
         try:
             await self._blobs.append(self.spool, pieces)
         finally:
+            if self.spool.written >= len(self.head):
+                self.head = b""
             self.advance(self.spool.written)
+
+    def _show_head(self, pieces: Sequence[bytes]) -> None:
+        if self.size is None or self.written or self.head or self.size <= WITHHELD:
+            return
+        self.head = pieces[0][: min(HEAD_BYTES, self.size - WITHHELD)]
+        self.tell()
 
     def freeze(self) -> None:
         """The disk takes no more. What is in the file is given in full: the reader's own request withholds the rest."""
-        self.frozen = self.spool.hasher
+        self.frozen, self.frozen_at = self.spool.hasher, self.written
+        if len(self.head) > self.written:  # it has been given: what a reader's own request brings must continue it
+            self.frozen, self.frozen_at = self.frozen.copy(), len(self.head)
+            self.frozen.update(self.head[self.written :])
         if self.size is not None and self.written < self.size:
             self.visible = self.written
         self.tell()
