@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -40,6 +41,7 @@ from mirror.store.trouble import Trouble
 from mirror.store.typed import Copy, TypedRecords
 
 Kind = Literal["manifest", "blob"]
+T = TypeVar("T")
 _DAY = 86400.0
 _KEPT = 30 * _DAY
 """How long names outlive their last renewal at least, in seconds; links and manifests are renewed daily, on use."""
@@ -120,15 +122,25 @@ class Cache:
         self._router = router
         self._clock = clock
         self._manifests: Bounded[Digest, HeldManifest] = Bounded(_MANIFEST_BYTES)
+        self._noting: set[asyncio.Task[Any]] = set()
         self._prolonged: Bounded[Key, float] = Bounded(_HINTS)
         self._hints: Bounded[tuple[str, str, Digest], int] = Bounded(_HINTS)
         # A number is there as long as any of its links: without it they are only asked again.
         self._epochs = Epochs(records, useful_for=2 * _KEPT, generations=self.generations)
 
     async def close(self) -> None:
-        """Forgets the memory copies."""
+        """Forgets the memory copies, once what is being noted is."""
+        while self._noting:
+            await asyncio.wait(self._noting)
         await self._names.close()
         await self._lists.close()
+
+    def in_background(self, noting: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Notes something that nobody needs to wait for."""
+        task = asyncio.create_task(noting, name="note")
+        self._noting.add(task)
+        task.add_done_callback(self._noting.discard)
+        return task
 
     # Epochs: what a repository showed us before it refused us does not count afterwards.
 

@@ -84,6 +84,8 @@ class FaultyFiles(Files):
         """How often each method was called."""
         self.log: list[tuple[str, Path | None]] = []
         """Every call so far, in order."""
+        self.space: tuple[int, int] | None = None
+        """What it says of its free bytes, and of all; the truth where this is None."""
         self.watch: Watch | None = None
         """Called in the calling thread after each call that went well."""
         self._traps: list[Trap] = []
@@ -188,7 +190,7 @@ class FaultyFiles(Files):
 
     def free(self, path: Path) -> tuple[int, int]:
         self._before("free", path)
-        return super().free(path)
+        return self.space or super().free(path)
 
     # Calls by descriptor.
 

@@ -224,12 +224,14 @@ class Attempt:
             if await self._is_right(track):
                 break
             if not self._fetch.ended_early:
+                await self._fetch.noted()
                 return False
             await self._fetch.go_on()
         track.complete()
         self.size = track.written
         shown = self._fetch.shown
         if shown is not None:
+            await self._fetch.noted(known_better=True)
             await self._tools.cache.put_link(shown, "blob", self._digest, track.written, proven=True)
         return True
 

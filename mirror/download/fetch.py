@@ -89,8 +89,9 @@ class Fetch:
         self._takes_encoded = takes_encoded
         self._pace_of = pace_of
         self._turn: Slot | None = None
+        self._claim: tuple[Question, int] | None = None
+        """What the last headers showed, and nobody has noted yet: the blob's length in bytes, as said to a question."""
         self._noting: asyncio.Task[LinkRecord] | None = None
-        """Of the link that the last headers showed. Nobody's bytes wait for it."""
         self._pace = MinimumRate(tools.timeouts.min_rate, tools.timeouts.client)
         """Of whoever takes the bytes."""
         self._gave: tuple[float, int] | None = None
@@ -123,6 +124,8 @@ class Fetch:
         reason client where the bytes are taken too slowly.
         """
         self._check_pace()
+        if self.received:
+            self._note()  # not before: no first byte waits for it
         while not self._done():
             try:
                 chunk = await self._read()
@@ -134,7 +137,7 @@ class Fetch:
             self._count(len(chunk))
             self._gave = time.monotonic(), len(chunk)
             return chunk
-        await self.close()
+        await self._end_stream()
         return None
 
     def _check_pace(self) -> None:
@@ -150,7 +153,21 @@ class Fetch:
         await self._resume(UpstreamUnavailable(f"the body of {self.digest} ended early", reason="truncated"))
 
     async def close(self) -> None:
-        """Ends the present stream; what it has shown is noted then."""
+        """Ends the present stream; what it has shown is noted some time."""
+        self._note()
+        await self._end_stream()
+
+    async def noted(self, *, known_better: bool = False) -> None:
+        """Waits until what was shown is noted, where something is to be noted after it; with `known_better`, what
+        nobody has begun to note need not be.
+        """
+        if known_better:
+            self._claim = None
+        self._note()
+        if self._noting is not None:
+            await asyncio.shield(self._noting)
+
+    async def _end_stream(self) -> None:
         stream, chunks, self._stream, self._chunks = self._stream, self._chunks, None, None
         if chunks is not None:
             await chunks.aclose()
@@ -159,9 +176,13 @@ class Fetch:
         if self._turn is not None:
             self._turn.release()
             self._turn = None
-        noting, self._noting = self._noting, None
-        if noting is not None:
-            await noting
+
+    def _note(self) -> None:
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            question, size = claim
+            noted = self._tools.cache.put_link(question, "blob", self.digest, size, proven=False)
+            self._noting = self._tools.cache.in_background(noted)
 
     # One stream.
 
@@ -213,7 +234,7 @@ class Fetch:
 
     async def _resume(self, error: UpstreamUnavailable) -> None:
         """Opens a new stream where the last one broke, trying as long as patience lasts. Raises what ends the fetch."""
-        await self.close()
+        await self._end_stream()
         if self._end() is None and self._offset:
             raise error  # nobody can tell whether what a second stream brings continues the first
         while True:
@@ -280,6 +301,7 @@ class Fetch:
         raise failure or UpstreamUnavailable(f"nobody is left to ask for {self.digest}")
 
     async def _ask(self, target: Target, deadline: Deadline) -> None:
+        await self.noted()
         question = await self._tools.cache.question(target)
         try:
             stream = await self._tools.upstreams.open_blob(target, self.digest, deadline, self._byte_range())
@@ -306,8 +328,7 @@ class Fetch:
             raise UpstreamUnavailable(f"{target} gives {self.digest} another length than before", reason="size")
         if stream.size is not None:
             # Headers are a claim; the link is proven when the digest matches.
-            noted = self._tools.cache.put_link(question, "blob", self.digest, stream.size, proven=False)
-            self._noting = asyncio.create_task(noted)
+            self._claim = question, stream.size
             self.size = self.size if self.size is not None else stream.size
         self.encoded = encoded
         self.shown = self.shown or question

@@ -6,6 +6,7 @@ look complete.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -112,7 +113,8 @@ class SpoolTrack(Track):
 
     async def append(self, pieces: Sequence[bytes]) -> None:
         """Writes and hashes, then advances as far as that went. Raises StorageError."""
-        self._show_head(pieces)
+        if self._show_head(pieces):
+            await asyncio.sleep(0)  # readers first: the thread would take the interpreter from them
         try:
             await self._blobs.append(self.spool, pieces)
         finally:
@@ -120,11 +122,13 @@ class SpoolTrack(Track):
                 self.head = b""
             self.advance(self.spool.written)
 
-    def _show_head(self, pieces: Sequence[bytes]) -> None:
+    def _show_head(self, pieces: Sequence[bytes]) -> bool:
+        """Whether readers were shown something."""
         if self.size is None or self.written or self.head or self.size <= WITHHELD:
-            return
+            return False
         self.head = pieces[0][: min(HEAD_BYTES, self.size - WITHHELD)]
         self.tell()
+        return True
 
     def freeze(self) -> None:
         """The disk takes no more. What is in the file is given in full: the reader's own request withholds the rest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +24,10 @@ _RESERVE_SECONDS = 2.0
 """How long a fill waits for room before it passes through."""
 _SCANNED_AT_ONCE = 8
 """Directories; other work of the disk has its turn between."""
+_AMPLE = 4 << 30
+"""Bytes: with so many free beyond what is asked for, the file system need not be looked at each time ..."""
+_AMPLE_SECONDS = 1.0
+"""... but within this time, in which nothing fills them."""
 _EVICTED_AT_ONCE = 64
 _SWEPT_AT_ONCE = 0.01
 """Of `max_size`."""
@@ -54,6 +59,9 @@ class Budget:
         self._reservations: set[Reservation] = set()
         self._victims: deque[BlobEntry] = deque()
         self._scanned_for = 0
+        self._free: tuple[int, int] = (0, 0)
+        """Of the file system, when it was last looked at: bytes free, and all."""
+        self._looked_at = -math.inf
         self._one_at_a_time = asyncio.Lock()
         self._scans = SingleFlight()
         self._known = False
@@ -222,7 +230,14 @@ class Budget:
 
     async def _below_free(self, size: int) -> int:
         """Bytes that must go before `size` more leave `min_free`, counting what is promised and not yet written."""
-        free, total = await self._blobs.free()
+        missing = self._missing(size)
+        if missing > -_AMPLE or time.monotonic() - self._looked_at > _AMPLE_SECONDS:
+            self._free, self._looked_at = await self._blobs.free(), time.monotonic()
+            missing = self._missing(size)
+        return missing
+
+    def _missing(self, size: int) -> int:
+        free, total = self._free
         promised = sum(max(0, held.size - held.written) for held in self._reservations)
         return size + promised + self._storage.min_free.of(total) - free
 

@@ -7,13 +7,14 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from tests.conftest import StartMirror
 from tests.disks import KIB, MIB, PATIENT, REASONS, Pair
 from tests.faulty import METHODS, FaultyFiles
 from tests.storing import bytes_in, until
-from tests.upstream import FakeRegistry, stall_at
+from tests.upstream import FakeRegistry, flip, stall_at
 from tests.volumes import fill, volume
 
 
@@ -111,6 +112,7 @@ async def test_a_held_blob_that_may_not_be_opened(pair: Pair) -> None:
 )
 async def test_a_slow_disk_stops_nobody_else(pair: Pair, method: str, path: str) -> None:
     """While fills wait for the disk, hits and manifests are served and the loop turns."""
+    pair.disk.space = (1 << 30, 1 << 30)  # so little that it is looked at for each fill
     warm = await pair.warm()
     image = pair.upstream.add_image("library/app", "1", layers=[1000])
     trap = pair.disk.hold(method, path=path)
@@ -163,6 +165,35 @@ async def test_fills_do_not_wait_for_the_fsync_of_others(pair: Pair) -> None:
     await pair.mend()
 
 
+async def test_the_first_bytes_do_not_wait_for_the_disk(pair: Pair) -> None:
+    """A client has the beginning of a blob before the disk has taken any of it."""
+    blob = pair.blob(MIB)
+    trap = pair.disk.hold("write", path="spool")
+
+    async with pair.mirror.session.get(f"{pair.mirror.url}/v2/demo/blobs/{blob.digest}") as answer:
+        first = await answer.content.readexactly(32 * KIB)
+        assert pair.mirror.app.budget.committed == 0
+        trap.release()
+        rest = await answer.read()
+
+    assert first + rest == blob.content
+
+
+async def test_wrong_first_bytes_never_come_with_a_right_rest(pair: Pair) -> None:
+    """Who got them before the disk failed gets no more than the upstream's right bytes can complete."""
+    blob = pair.blob(MIB)
+    pair.disk.fail(errno.EIO, "write", path="spool")
+    pair.upstream.fault(blob, flip(0), times=1)
+
+    async with pair.mirror.session.get(f"{pair.mirror.url}/v2/demo/blobs/{blob.digest}") as answer:
+        first = await answer.content.readexactly(32 * KIB)
+        assert first != blob.content[: 32 * KIB]
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
+
+    await pair.mend()
+
+
 async def test_nobody_waits_for_what_is_only_our_own_good(pair: Pair) -> None:
     """The last byte is given before the blob is safe on the disk."""
     trap = pair.disk.hold("fsync", path="spool")
@@ -193,6 +224,7 @@ async def test_a_disk_that_hangs_is_passed_by(
 ) -> None:
     """A client waits for it only so long, then it gets its bytes from the upstream; all of them, in any case."""
     disk = FaultyFiles()
+    disk.space = (1 << 30, 1 << 30)  # so little that it is looked at for each fill
     pair = Pair(await start_mirror(files=disk, timeouts=PATIENT, wiring={"patience": 0.5}), disk, upstream)
     warm = await pair.warm()
     blobs = [pair.blob(200 * KIB) for _ in range(10)]

@@ -181,6 +181,22 @@ async def test_leftover_spools_go_before_blobs(open_shop: Open) -> None:
     await after.blobs.close()
 
 
+async def test_a_disk_with_plenty_of_room_is_not_looked_at_for_each_fill(open_shop: Open) -> None:
+    """Many blobs that come at once cost one look; where room is scarce, each of them is one."""
+    shop = await open_shop()
+    for _ in range(5):
+        await reserved(shop, KIB)
+    assert shop.disk.calls["free"] < 5  # once, unless this machine took a second for it
+
+    scarce = Shop(shop.blobs.root, max_size=100 * KIB)
+    scarce.disk.free_bytes = 1 << 30
+    await scarce.budget.scan(0)
+    for _ in range(5):
+        await reserved(scarce, KIB)
+    assert scarce.disk.calls["free"] == 5
+    await scarce.blobs.close()
+
+
 async def test_records_count(open_shop: Open) -> None:
     """What the book takes is not there for blobs."""
     shop = await open_shop()

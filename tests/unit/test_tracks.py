@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -11,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.download.tracks import WINDOW_BYTES, WITHHELD, SpoolTrack, Track, WindowTrack
+from mirror.download.tracks import HEAD_BYTES, WINDOW_BYTES, WITHHELD, SpoolTrack, Track, WindowTrack
 from mirror.oci.digest import Digest
-from mirror.oci.errors import UpstreamCorrupt, UpstreamUnavailable
+from mirror.oci.errors import StorageError, UpstreamCorrupt, UpstreamUnavailable
 from mirror.store.blobs import BlobStore
-from mirror.store.files import Files
 from mirror.transport.rate import MinimumRate
+from tests.faulty import FaultyFiles
 from tests.storing import HOST, content
 
 KIB = 1 << 10
@@ -24,11 +25,18 @@ PIECE = 256 * KIB
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[BlobStore]:
+def disk() -> FaultyFiles:
+    """The disk under the store."""
+    return FaultyFiles()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, disk: FaultyFiles) -> AsyncIterator[BlobStore]:
     """An open blob store."""
-    store = BlobStore(tmp_path, Files())
+    store = BlobStore(tmp_path, disk)
     await store.open()
     yield store
+    disk.clear()
     await store.close()
 
 
@@ -124,6 +132,51 @@ async def test_a_spool_hashes_what_it_holds(spool_track: SpoolTrack) -> None:
     assert (spool_track.written, spool_track.visible) == (50_000, 50_000)
     assert spool_track.hexdigest == hashlib.sha256(data).hexdigest()
     assert spool_track.spool.read_all() == data
+
+
+async def test_the_first_bytes_do_not_wait_for_the_disk(disk: FaultyFiles, spool_track: SpoolTrack) -> None:
+    """They are there while the disk still takes them, and only then come from the file."""
+    spool_track.size = 1 << 20
+    data = content(1, 200_000)
+    trap = disk.hold("write")
+    appending = asyncio.create_task(spool_track.append([data]))
+    await trap.met()
+
+    assert spool_track.head == data[:HEAD_BYTES]
+    assert (spool_track.written, spool_track.visible) == (0, 0)
+
+    trap.release()
+    await appending
+    assert (spool_track.head, spool_track.visible) == (b"", 200_000)
+
+
+@pytest.mark.parametrize(("size", "shown"), [(None, 0), (WITHHELD, 0), (WITHHELD + 1, 1), (20_000, 20_000 - WITHHELD)])
+async def test_the_first_bytes_are_never_the_last(
+    disk: FaultyFiles, spool_track: SpoolTrack, size: int | None, shown: int
+) -> None:
+    """Of a small blob, and of one whose length nobody knows, the tail could be among them."""
+    spool_track.size = size
+    disk.fail(errno.EIO, "write")
+
+    with pytest.raises(StorageError):
+        await spool_track.append([content(1, 20_000)])
+
+    assert len(spool_track.head) == shown
+
+
+async def test_what_was_shown_counts_when_the_disk_fails(disk: FaultyFiles, spool_track: SpoolTrack) -> None:
+    """Whoever goes on alone has the hash of all that it was given, of the file or not."""
+    spool_track.size = 1 << 20
+    data = content(1, 200_000)
+    disk.fail(errno.EIO, "write")
+    with pytest.raises(StorageError):
+        await spool_track.append([data])
+
+    spool_track.freeze()
+
+    assert spool_track.frozen is not None
+    assert spool_track.frozen_at == len(spool_track.head) == HEAD_BYTES
+    assert spool_track.frozen.hexdigest() == hashlib.sha256(data[:HEAD_BYTES]).hexdigest()
 
 
 async def test_a_frozen_spool_gives_what_it_has_but_never_the_last_byte(spool_track: SpoolTrack) -> None:
