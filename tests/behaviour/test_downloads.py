@@ -263,12 +263,10 @@ async def test_a_fill_that_is_cut_during_a_slow_write_hurts_no_other_file(
     mirror = await start_mirror(timeouts=PATIENT, files=files)
     blob = upstream.put_blob("library/demo", 4 * MIB)
     upstream.fault(blob, stall_at(MIB // 2), times=1)
-    asking = asyncio.create_task(Reading.ask(mirror, blob_path("demo", blob)))
-    await asyncio.to_thread(files.writing.wait, 10)
-    files.closed.clear()  # those of start-up
+    async with await Reading.ask(mirror, blob_path("demo", blob)):
+        await asyncio.to_thread(files.writing.wait, 10)
+        files.closed.clear()  # those of start-up
 
-    asking.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
     await mirror.app.traffic.recorded()
     await mirror.quiet()
     files.go_on.set()
