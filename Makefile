@@ -38,8 +38,9 @@ serve: $(RUNTIME) ## set up what is missing and serve on 127.0.0.1:5000, with th
 demo: $(DEV) ## pull an image twice through a mirror and show what that saved; needs no internet
 	$(BIN)/python -m examples.demo
 
-bench: $(DEV) ## measure warm pulls beside other servers, as far as they are installed
-	$(BIN)/python -m bench
+bench: $(DEV) ## measure the mirror beside other servers, which are brought where they are missing (ARGS="blobs --quick")
+	$(BIN)/python -m bench.install
+	$(BIN)/python -m bench $(ARGS)
 
 test: $(DEV) ## set up what is missing and run the tests (ARGS="-m e2e -x" goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,15 +1,17 @@
-"""What is pulled: one image of the upstream, known by its manifest, its large layer and a small blob."""
+"""What is asked for: the images of the upstream, by their paths, and one verified GET."""
 
 from __future__ import annotations
 
 import hashlib
 import http.client
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY, TAG = "library/bench", "1"
-ACCEPT = "application/vnd.oci.image.manifest.v1+json"
+from tests.upstream.certificates import client_tls
+
+MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
+ACCEPT = MEDIA_TYPE
 _PIECE = 1 << 20
 _SECONDS = 120.0
 
@@ -19,53 +21,61 @@ class BenchFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
-    """The image, by its digests: every server has it under the same paths."""
+class Blob:
+    """A blob of an image; `size` in bytes."""
 
-    manifest: str
-    """Its digest."""
-    media_type: str
-    layer: str
-    """Digest of the large layer."""
+    path: str
+    """As every server has it."""
+    digest: str
     size: int
-    """Of that layer."""
-    blobs: tuple[str, ...]
-    """Digests of config and layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A manifest and the blobs that it names: every server has them under the same paths."""
+
+    repository: str
+    tag: str
+    digest: str
+    """Of the manifest."""
+    config: Blob
+    layers: Sequence[Blob]
 
     @property
     def by_tag(self) -> str:
         """Path of the manifest, by tag."""
-        return manifest_path(TAG)
+        return manifest_path(self.repository, self.tag)
 
     @property
     def by_digest(self) -> str:
         """Path of the manifest, by digest."""
-        return manifest_path(self.manifest)
+        return manifest_path(self.repository, self.digest)
+
+    @property
+    def blobs(self) -> Sequence[Blob]:
+        """The configuration and the layers."""
+        return (self.config, *self.layers)
 
 
-def manifest_path(reference: str) -> str:
-    """Path of a manifest of our repository."""
-    return f"/v2/{REPOSITORY}/manifests/{reference}"
+def manifest_path(repository: str, reference: str) -> str:
+    """Path of a manifest."""
+    return f"/v2/{repository}/manifests/{reference}"
 
 
-def blob_path(digest: str) -> str:
-    """Path of a blob of our repository."""
-    return f"/v2/{REPOSITORY}/blobs/{digest}"
+def blob_path(repository: str, digest: str) -> str:
+    """Path of a blob."""
+    return f"/v2/{repository}/blobs/{digest}"
 
 
-def read_image(port: int) -> Image:
-    """The image as the registry on this port describes it. Raises BenchFailed."""
-    answer, content = fetch(port, manifest_path(TAG))
-    named = json.loads(content)
-    layer = max(named["layers"], key=lambda one: int(one["size"]))
-    blobs = tuple(one["digest"] for one in (named["config"], *named["layers"]))
-    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    return Image(digest, answer.headers["Content-Type"], layer["digest"], layer["size"], blobs)
-
-
-def fetch(port: int, path: str, into: Path | None = None) -> tuple[http.client.HTTPResponse, bytes]:
+def fetch(
+    port: int, path: str, into: Path | None = None, *, tls: bool = False
+) -> tuple[http.client.HTTPResponse, bytes]:
     """One GET, verified where the path has a digest; the body is returned, or written to a file. Raises BenchFailed."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SECONDS)
+    connection = (
+        http.client.HTTPSConnection("127.0.0.1", port, timeout=_SECONDS, context=client_tls())
+        if tls
+        else http.client.HTTPConnection("127.0.0.1", port, timeout=_SECONDS)
+    )
     try:
         connection.request("GET", path, headers={"Accept": ACCEPT})
         answer = connection.getresponse()

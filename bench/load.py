@@ -1,11 +1,12 @@
-"""Load generators: whole blobs over a few connections, and small answers over many with wrk."""
+"""Small answers over many keep-alive connections: GET by wrk, HEAD by ourselves, since wrk waits for a body."""
 
 from __future__ import annotations
 
-import selectors
+import select
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,8 @@ from pathlib import Path
 from bench.image import ACCEPT, BenchFailed
 from bench.servers import installed
 
-_BUFFER = 1 << 20
 _STALL_SECONDS = 30.0
-_HEAD_LIMIT = 16 << 10
+_ANSWER = 16 << 10
 _RESULT = """\
 done = function(summary, latency, requests)
   local wrong = summary.errors
@@ -28,7 +28,7 @@ WRK = "wrk"
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What wrk counted: answers, the seconds they took together, and percentiles of the single ones in seconds."""
+    """What was counted: answers, the seconds they took together, and percentiles of the single ones in seconds."""
 
     count: int
     seconds: float
@@ -36,20 +36,16 @@ class Requests:
     p99: float
 
 
-def request(home: Path, port: int, path: str, connections: int, seconds: float) -> Requests:
+def request(home: Path, port: int, path: str, connections: int, seconds: float, *, tls: bool = False) -> Requests:
     """GETs one path over keep-alive connections for so many seconds. Raises BenchFailed for any answer but 200."""
+    if not can_request():
+        raise BenchFailed(f"{WRK} is not installed")
     script = home / "result.lua"
     script.write_text(_RESULT)
     shape = ("-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout=30s", "-H", f"Accept: {ACCEPT}")
-    argv = [WRK, *shape, "-s", str(script), f"http://127.0.0.1:{port}{path}"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    result = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
-    if done.returncode != 0 or result is None:
-        raise BenchFailed(f"wrk failed: {done.stdout}{done.stderr}")
-    count, duration, p50, p99, wrong = map(int, result.split()[1:])
-    if wrong or not count:
-        raise BenchFailed(f"GET {path} on port {port}: {wrong} of {count} answers were not good")
-    return Requests(count, duration / 1e6, p50 / 1e6, p99 / 1e6)
+    url = f"{'https' if tls else 'http'}://127.0.0.1:{port}{path}"
+    done = subprocess.run([WRK, *shape, "-s", str(script), url], capture_output=True, text=True, check=False)
+    return _read_result(done.stdout, path) if done.returncode == 0 else _no_result(done.stdout + done.stderr)
 
 
 def can_request() -> bool:
@@ -57,78 +53,51 @@ def can_request() -> bool:
     return installed(WRK)
 
 
-def download(port: int, path: str, size: int, connections: int, times: int) -> float:
-    """Reads a blob of `size` bytes `times` times over each of so many connections at once; returns the seconds.
-
-    The bytes are counted and dropped: whoever looks at them measures himself. Raises BenchFailed.
-    """
-    head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: */*\r\n\r\n".encode()
-    buffer = memoryview(bytearray(_BUFFER))
+def head(port: int, path: str, connections: int, seconds: float) -> Requests:
+    """HEADs one path over keep-alive connections for so many seconds. Raises BenchFailed for any answer but 200."""
+    question = f"HEAD {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: {ACCEPT}\r\n\r\n".encode()
     with ExitStack() as stack:
-        selector = stack.enter_context(selectors.DefaultSelector())
+        clients = {}
+        poller = stack.enter_context(select.epoll())
         for _ in range(connections):
-            reader = _Reader(port, head, size, times)
-            stack.enter_context(reader.socket)
-            selector.register(reader.socket, selectors.EVENT_READ, reader)
-        started = time.perf_counter()
-        for key in list(selector.get_map().values()):
-            key.data.ask()
-        while selector.get_map():
-            ready = selector.select(_STALL_SECONDS)
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=_STALL_SECONDS))
+            clients[client.fileno()] = client
+            poller.register(client, select.EPOLLIN)
+        began = time.perf_counter()
+        asked = dict.fromkeys(clients, began)
+        for client in clients.values():
+            client.send(question)
+        found: list[float] = []
+        while (now := time.perf_counter()) < began + seconds:
+            ready = poller.poll(_STALL_SECONDS)
             if not ready:
-                raise BenchFailed(f"GET {path} on port {port}: no byte in {_STALL_SECONDS:g} s")
-            for key, _ in ready:
-                if key.data.read(buffer):
-                    selector.unregister(key.fileobj)
-        return time.perf_counter() - started
+                raise BenchFailed(f"HEAD {path} on port {port}: no answer in {_STALL_SECONDS:g} s")
+            for number, _ in ready:
+                answer = clients[number].recv(_ANSWER)
+                if not (answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"\r\n\r\n")):
+                    raise BenchFailed(f"HEAD {path} on port {port}: {answer.decode(errors='replace')[:300]!r}")
+                now = time.perf_counter()
+                found.append(now - asked[number])
+                asked[number] = now
+                clients[number].send(question)
+        return Requests(len(found), now - began, percentile(found, 50), percentile(found, 99))
 
 
-class _Reader:
-    """One connection, and how much of the present answer is still to come."""
+def percentile(found: Sequence[float], percent: int) -> float:
+    """The value below which so many percent of them lie; of few, the nearest one."""
+    ordered = sorted(found)
+    return ordered[min(len(ordered) - 1, round(len(ordered) * percent / 100))]
 
-    def __init__(self, port: int, head: bytes, size: int, times: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
-        self.socket.setblocking(False)
-        self._head = head
-        self._size = size
-        self._times = times
-        self._left = 0
-        self._headers: bytearray | None = None
 
-    def ask(self) -> None:
-        """Sends the next request; it is small enough never to block."""
-        self._headers = bytearray()
-        self.socket.send(self._head)
+def _read_result(text: str, path: str) -> Requests:
+    result = next((line for line in text.splitlines() if line.startswith("RESULT ")), None)
+    if result is None:
+        return _no_result(text)
+    count, duration, p50, p99, wrong = map(int, result.split()[1:])
+    if wrong or not count:
+        raise BenchFailed(f"GET {path}: {wrong} of {count} answers were not good")
+    return Requests(count, duration / 1e6, p50 / 1e6, p99 / 1e6)
 
-    def read(self, buffer: memoryview) -> bool:
-        """Takes what is there; whether that was the end of the last answer. Raises BenchFailed."""
-        try:
-            count = self.socket.recv_into(buffer)
-        except BlockingIOError:
-            return False
-        if count == 0:
-            raise BenchFailed(f"the connection was closed {self._left} bytes before the end")
-        if self._headers is not None:
-            count = self._begin(self._headers, buffer[:count])
-        self._left -= count
-        if self._headers is not None or self._left > 0:
-            return False
-        self._times -= 1
-        if self._times:
-            self.ask()
-        return not self._times
 
-    def _begin(self, headers: bytearray, piece: memoryview) -> int:
-        """Looks for the end of the headers; returns the bytes of body that came behind them."""
-        headers += piece
-        end = headers.find(b"\r\n\r\n")
-        if end < 0:
-            if len(headers) > _HEAD_LIMIT:
-                raise BenchFailed("headers without an end")
-            return 0
-        status, *fields = bytes(headers[:end]).lower().split(b"\r\n")
-        if b" 200 " not in status + b" " or f"content-length: {self._size}".encode() not in fields:
-            raise BenchFailed(f"not the blob: {bytes(headers[:end]).decode(errors='replace')}")
-        self._headers = None
-        self._left = self._size
-        return len(headers) - end - 4
+def _no_result(text: str) -> Requests:
+    raise BenchFailed(f"wrk failed: {text}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
-_GROUP_FIELD = 2  # of /proc/PID/stat, counted after the name in brackets: state, parent, group
+_GROUP_FIELDS = slice(2, 4)  # of /proc/PID/stat, counted after the name in brackets: state, parent, group, session
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,13 @@ def choose_cores() -> Cores:
 
 
 def cpu_seconds(group: int) -> float:
-    """CPU time that the processes of a group have used so far, to the nanosecond; threads that have ended count."""
+    """CPU time of the processes of a group or session so far, to the nanosecond; threads that have ended count."""
     return sum(_cpu_clock(pid) for pid in _members(group))
 
 
-def resident_bytes(pid: int) -> int:
-    """The memory that a process has resident."""
-    pages = int((_PROC / str(pid) / "statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def memory_bytes(group: int) -> int:
+    """The memory that the processes of a group have resident; what they share counts once."""
+    return sum(map(_share, _members(group)))
 
 
 def describe() -> dict[str, str]:
@@ -71,9 +70,17 @@ def _members(group: int) -> list[int]:
                 after_name = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:  # it ended meanwhile
                 continue
-            if int(after_name[_GROUP_FIELD]) == group:
+            if str(group) in after_name[_GROUP_FIELDS]:
                 found.append(int(entry.name))
     return found
+
+
+def _share(pid: int) -> int:
+    try:
+        lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except OSError:  # it ended meanwhile
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
 
 
 def _cpu_clock(pid: int) -> float:

@@ -1,117 +1,115 @@
-"""What the samples come to: medians, ratios to the mirror within each round, tables for people, JSON for programs."""
+"""What the answers look like: tables in a terminal and in Markdown, and JSON that is kept and read again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.questions import Kind, Question, Sample
+from bench.figures import FIGURES, Answer, Case, Row, ratio
 from bench.servers import MIRROR
 
-_GB = 1e9
-_THOUSAND = 1e3
+
+def show(console: Console, answer: Answer) -> None:
+    """Prints the tables of one question."""
+    for case in answer.cases:
+        table = Table(title=case.title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
+        head, *others = headings(case)
+        table.add_column(head, no_wrap=True)
+        for name in others:
+            table.add_column(name, justify="right", no_wrap=True)
+        for cells in lines(answer, case):
+            table.add_row(*cells)
+        console.print(table)
+        for server, row in answer.rows[case.name].items():
+            if row.failure is not None:
+                console.print(f"  {answer.servers.get(server, server)} failed: {row.failure}", markup=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Medians over the rounds of one server.
-
-    `rate`: GB/s or requests/s. `cpu`: CPU seconds per GB or per 1,000 requests. `p50`, `p99`: seconds. The ratios are
-    the mirror's figure over this server's in the same round, their median; None where the mirror was not measured.
-    """
-
-    server: str
-    rate: float
-    cpu: float
-    p50: float | None
-    p99: float | None
-    rate_ratio: float | None
-    cpu_ratio: float | None
-
-
-def summarise(kind: Kind, samples: Sequence[Sample]) -> list[Line]:
-    """One line for each server, in the order in which they were measured."""
-    unit = _GB if kind == "blob" else _THOUSAND
-    servers = list(dict.fromkeys(sample.server for sample in samples))
-    return [_line(server, unit, kind, samples) for server in servers]
+def markdown(answer: Answer) -> str:
+    """The tables of one question."""
+    parts = []
+    for case in answer.cases:
+        head = headings(case)
+        table = [head, ["---", *["--:"] * (len(head) - 1)], *lines(answer, case)]
+        parts.append(f"*{case.title}*\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in table))
+        notes = [
+            f"{answer.servers.get(server, server)}: {row.failure}."
+            for server, row in answer.rows[case.name].items()
+            if row.failure is not None
+        ]
+        if notes:
+            parts.append("\n".join(notes))
+    return "\n\n".join(parts) + "\n"
 
 
-def show(console: Console, question: Question, lines: Sequence[Line], titles: Mapping[str, str]) -> None:
-    """Prints the table of one question."""
-    table = Table(
-        title=question.title,
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title_justify="left",
-        title_style="bold",
-        padding=(0, 1, 0, 0),
-    )
-    blob = question.kind == "blob"
-    table.add_column("server", no_wrap=True)
-    for name in ["GB/s", "CPU s/GB"] if blob else ["req/s", "CPU s/1000", "p50/p99 ms"]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("speed ratio", "CPU ratio"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for line in lines:
-        rate = f"{line.rate:.2f}" if blob else f"{line.rate:,.0f}"
-        latency = [] if blob else [_milliseconds(line)]
-        ratios = ["" if ratio is None else f"{ratio:.2f}" for ratio in (line.rate_ratio, line.cpu_ratio)]
-        table.add_row(titles[line.server], rate, f"{line.cpu:.3f}", *latency, *ratios)
-    console.print(table)
+def headings(case: Case) -> list[str]:
+    """Of the table of a case; a ratio is the mirror's figure over the server's."""
+    return ["server", *(FIGURES[key].heading for key in case.columns), *(f"{_short(key)} ratio" for key in case.ratios)]
 
 
-def write_json(
-    file: Path, about: Mapping[str, object], questions: Sequence[Question], samples: Sequence[Sample]
-) -> None:
-    """All samples, what they come to, and under which circumstances."""
-    found = {}
-    for question in questions:
-        own = [sample for sample in samples if sample.question == question.name]
-        lines = [asdict(line) for line in summarise(question.kind, own)]
-        found[question.name] = {"title": question.title, "summary": lines, "samples": [asdict(one) for one in own]}
-    file.write_text(json.dumps({**about, "questions": found}, indent=2) + "\n")
+def lines(answer: Answer, case: Case) -> Iterator[list[str]]:
+    """The cells of a case, a line for each server."""
+    rows = answer.rows[case.name]
+    for server, row in rows.items():
+        figures = [_figure(row, key) for key in case.columns]
+        ratios = ["" if server == MIRROR else _ratio(rows, server, key) for key in case.ratios]
+        if row.failure is not None and not row.figures:
+            figures[0] = "failed"
+        yield [answer.servers.get(server, server), *figures, *ratios]
 
 
-def _line(server: str, unit: float, kind: Kind, samples: Sequence[Sample]) -> Line:
-    own = [sample for sample in samples if sample.server == server]
-    mirror = {sample.round: sample for sample in samples if sample.server == MIRROR}
-
-    def ratio(figure: Callable[[Sample], float]) -> float | None:
-        pairs = [(figure(mirror[one.round]), figure(one)) for one in own if one.round in mirror]
-        return median(ours / its for ours, its in pairs) if pairs else None
-
-    return Line(
-        server,
-        median(map(_rate, own)) / (_GB if kind == "blob" else 1),
-        median(map(_cpu, own)) * unit,
-        _middle([sample.p50 for sample in own]),
-        _middle([sample.p99 for sample in own]),
-        ratio(_rate),
-        ratio(_cpu),
-    )
+def write(file: Path, about: Mapping[str, Any], answers: Sequence[Answer]) -> None:
+    """Notes the answers in the file, where they take the place of earlier ones to the same questions."""
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    for answer in answers:
+        kept[answer.name] = {"about": dict(about), **_document(answer)}
+    file.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
-def _rate(sample: Sample) -> float:
-    return sample.amount / sample.seconds
+def read(file: Path) -> dict[str, tuple[Mapping[str, Any], Answer]]:
+    """The answers in a file by question, and under which circumstances each was found."""
+    return {name: (found["about"], _answer(name, found)) for name, found in json.loads(file.read_text()).items()}
 
 
-def _cpu(sample: Sample) -> float:
-    return sample.cpu / sample.amount
+def _document(answer: Answer) -> dict[str, Any]:
+    rows = {
+        case: {
+            server: {
+                "figures": {key: [float(f"{value:.5g}") for value in values] for key, values in row.figures.items()},
+                "failure": row.failure,
+            }
+            for server, row in by_server.items()
+        }
+        for case, by_server in answer.rows.items()
+    }
+    cases = [asdict(case) for case in answer.cases]
+    return {"title": answer.title, "servers": answer.servers, "cases": cases, "rows": rows}
 
 
-def _middle(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
+def _answer(name: str, found: Mapping[str, Any]) -> Answer:
+    rows = {
+        case: {server: Row(row["figures"], row["failure"]) for server, row in by_server.items()}
+        for case, by_server in found["rows"].items()
+    }
+    return Answer(name, found["title"], [Case(**case) for case in found["cases"]], rows, found["servers"])
 
 
-def _milliseconds(line: Line) -> str:
-    assert line.p50 is not None
-    assert line.p99 is not None
-    return "/".join(f"{value * 1000:.{1 if value < 0.1 else 0}f}" for value in (line.p50, line.p99))
+def _figure(row: Row, key: str) -> str:
+    value = row.middle(key)
+    return "" if value is None else FIGURES[key].text(value)
+
+
+def _ratio(rows: Mapping[str, Row], server: str, key: str) -> str:
+    value = ratio(rows, server, key)
+    return "" if value is None else f"{value:.2f}"
+
+
+def _short(key: str) -> str:
+    return "CPU" if key.startswith("cpu") else "speed" if key.endswith("per_second") else FIGURES[key].heading

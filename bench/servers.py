@@ -1,53 +1,55 @@
-"""The servers that are measured: the mirror, and others that give the same bytes; and the upstream behind them."""
+"""The servers that are measured: the mirror, and others that give the same bytes."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from bench.image import BenchFailed, Image, blob_path, fetch, manifest_path
+from bench.image import BenchFailed
+from bench.site import NGINX, Upstream, nginx_files, nginx_head, nginx_running
 from mirror import __version__
 from tests.e2e.mirrors import MirrorProcess
-from tests.e2e.processes import Process, eventually, free_port, listens
+from tests.e2e.processes import Process, free_port, listens
+from tests.e2e.programs import PATH
+from tests.upstream.certificates import CA_FILE, KEY_FILE
 
 MIRROR = "mirror"
-_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-_START_SECONDS = 60.0
-_NGINX = """\
-daemon off;
-worker_processes 1;
-pid {home}/nginx.pid;
-error_log stderr warn;
-{user}
-events {{ worker_connections 1024; }}
-http {{
+_CACHE = """\
     access_log off;
-    sendfile on;
-    tcp_nopush on;
-    keepalive_requests 1000000000;
-    client_body_temp_path {home}/body;
-    proxy_temp_path {home}/proxy;
-    fastcgi_temp_path {home}/fastcgi;
-    uwsgi_temp_path {home}/uwsgi;
-    scgi_temp_path {home}/scgi;
+    proxy_cache_path {home}/cache keys_zone=blobs:10m levels=1:2 max_size=100g inactive=1d use_temp_path=off;
+    upstream registry {{ server 127.0.0.1:{behind}; keepalive 64; }}
     server {{
-        listen 127.0.0.1:{port} backlog=1024;
-        root {home}/root;
-        default_type application/octet-stream;
-        location ~ /manifests/ {{
-            default_type {media_type};
-            add_header Docker-Content-Digest {digest};
+        listen 127.0.0.1:{port} backlog=2048{tls};
+        location / {{
+            proxy_pass http://registry;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_cache blobs;
+            proxy_cache_valid 200 1d;
+            proxy_cache_lock on;
+            proxy_cache_lock_age 10m;
+            proxy_cache_lock_timeout 10m;
+            proxy_max_temp_file_size 0;
         }}
     }}
 }}
 """
+_TLS = " ssl;\n        ssl_certificate {certificate};\n        ssl_certificate_key {key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a server is to be run."""
+
+    tls: bool = False
+    workers: int = 1
+    """Processes that serve; only the mirror is run with another number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,138 +60,119 @@ class Server:
     what: str
     port: int
     group: int
+    tls: bool = False
+    counted: Callable[..., float] | None = None
+    """Reads one of the mirror's metrics; others have none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """The registry that all servers got the image from."""
-
-    port: int
-    image: Image
-
-    @property
-    def url(self) -> str:
-        """Without a slash at its end."""
-        return f"http://127.0.0.1:{self.port}"
-
-
-Start = Callable[[Path, Upstream], AbstractContextManager[Server]]
+Start = Callable[[Path, Upstream, Shape], AbstractContextManager[Server]]
 
 
 @contextmanager
-def upstream(home: Path, layer_size: int, read: Callable[[int], Image]) -> Iterator[Upstream]:
-    """A registry with one image, whose first layer has `layer_size` bytes."""
-    log, port = home / "upstream.log", free_port()
-    argv = [sys.executable, "-m", "tests.upstream", f"--port={port}", "--image=library/bench:1"]
-    process = Process([*argv, f"--layer-size={layer_size}"], log=log, env=dict(os.environ))
-    try:
-        process.wait_until(lambda: " serves " in log.read_text(), seconds=_START_SECONDS)
-        yield Upstream(port, read(port))
-    finally:
-        process.stop()
-
-
-@contextmanager
-def mirror(home: Path, upstream: Upstream) -> Iterator[Server]:
+def mirror(home: Path, upstream: Upstream, shape: Shape) -> Iterator[Server]:
     """This project, as it comes: metrics and a line for each request included."""
     port = free_port()
     process = MirrorProcess(home, port)
-    process.start({"docker.io": {"url": upstream.url}})
+    settings: dict[str, object] = {
+        "tag_ttl": "1d",  # the bench lasts longer than the default
+        "storage": {"path": str(process.data), "max_size": "100GiB", "min_free": "0%"},
+    }
+    if shape.tls:
+        settings["tls"] = {"certificate": str(CA_FILE), "key": str(KEY_FILE)}
+    if shape.workers != 1:
+        settings["workers"] = shape.workers
+    process.start({"docker.io": {"url": upstream.url}}, **settings)
     try:
-        _warm(port, upstream.image)
-        settled = eventually(lambda: process.counted("mirror_downloads_in_flight") == 0)
-        if not settled or fetch(port, upstream.image.by_tag)[0].headers["X-Cache"] != "hit":
-            raise BenchFailed("the mirror does not hold what it has just fetched")
-        yield Server(MIRROR, f"mirror {__version__}", port, process.pid)
+        what = f"mirror {__version__}" + (f", {shape.workers} workers" if shape.workers != 1 else "")
+        yield Server(MIRROR, what, port, process.pid, shape.tls, process.counted)
+    finally:
+        try:
+            process.stop()
+        except AssertionError as error:  # its exit code is the tests' business
+            raise BenchFailed(str(error)) from error
+
+
+@contextmanager
+def distribution(program: str, home: Path, upstream: Upstream, shape: Shape) -> Iterator[Server]:
+    """CNCF Distribution as a pull-through cache, on one processor, without an access log."""
+    port = free_port()
+    tls = {"tls": {"certificate": str(CA_FILE), "key": str(KEY_FILE)}} if shape.tls else {}
+    config = {
+        "version": 0.1,
+        "log": {"level": "error", "accesslog": {"disabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(home / "store")}},
+        "http": {"addr": f"127.0.0.1:{port}", "secret": "unused", **tls},
+        "proxy": {"remoteurl": upstream.url},
+    }
+    (home / "registry.yml").write_text(json.dumps(config))  # JSON is YAML
+    argv: list[str | Path] = [_program(program), "serve", home / "registry.yml"]
+    env = {"PATH": PATH, "HOME": str(home), "GOMAXPROCS": "1", "OTEL_TRACES_EXPORTER": "none"}
+    process = Process(argv, log=home / "registry.log", env=env)
+    try:
+        process.wait_until(lambda: listens(port))
+        yield Server(program, _DISTRIBUTIONS[program], port, process.pid, shape.tls)
     finally:
         process.stop()
 
 
 @contextmanager
-def distribution(home: Path, upstream: Upstream) -> Iterator[Server]:
-    """CNCF Distribution as a pull-through cache, on one processor, without an access log."""
-    port, store = free_port(), home / "store"
-    config = {
-        "version": 0.1,
-        "log": {"level": "error", "accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(store)}},
-        "http": {"addr": f"127.0.0.1:{port}", "secret": "unused"},
-        "proxy": {"remoteurl": upstream.url},
-    }
-    (home / "registry.yml").write_text(json.dumps(config))  # JSON is YAML
-    argv: list[str | Path] = [_program("docker-registry"), "serve", home / "registry.yml"]
-    env = {"PATH": _PATH, "HOME": str(home), "GOMAXPROCS": "1", "OTEL_TRACES_EXPORTER": "none"}
-    with _running(argv, home / "registry.log", env, port) as process:
-        _warm(port, upstream.image)
-        # It stores a blob while it sends it, and is done a little later.
-        stored = store / f"docker/registry/v2/blobs/{_sharded(upstream.image.layer)}/data"
-        if not eventually(lambda: stored.exists() and stored.stat().st_size == upstream.image.size, seconds=30):
-            raise BenchFailed("Distribution does not hold what it has just fetched")
-        version = _version("docker-registry", "--version").split()[-1].partition("+")[0]
-        yield Server("distribution", f"Distribution {version}", port, process.pid)
+def nginx(home: Path, upstream: Upstream, shape: Shape) -> Iterator[Server]:
+    """nginx with the same bytes as static files: what the kernel can do."""
+    port = free_port()
+    text = nginx_head(home) + "    access_log off;\n" + nginx_files(upstream.site, port, _tls(shape))
+    with nginx_running(home, text, port) as process:
+        yield Server("nginx", f"nginx {_nginx_version()}, static files", port, process.pid, shape.tls)
 
 
 @contextmanager
-def nginx(home: Path, upstream: Upstream) -> Iterator[Server]:
-    """nginx with the same bytes as static files: what the kernel can do."""
-    port, image, root = free_port(), upstream.image, home / "root"
-    for path in (image.by_tag, image.by_digest, *map(blob_path, image.blobs)):
-        file = root / path[1:]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fetch(upstream.port, path, into=file)
-    user = "user root;" if os.geteuid() == 0 else ""
-    text = _NGINX.format(home=home, port=port, user=user, media_type=image.media_type, digest=image.manifest)
-    (home / "nginx.conf").write_text(text)
-    argv: list[str | Path] = [_program("nginx"), "-p", home, "-e", "stderr", "-c", home / "nginx.conf"]
-    with _running(argv, home / "nginx.log", {"PATH": _PATH}, port) as process:
-        _warm(port, image)
-        version = _version("nginx", "-v").split("/")[-1].split()[0]
-        yield Server("nginx", f"nginx {version}, static", port, process.pid)
+def nginx_cache(home: Path, upstream: Upstream, shape: Shape) -> Iterator[Server]:
+    """nginx as a cache (`proxy_cache`), which locks a file while it fetches it."""
+    port = free_port()
+    text = nginx_head(home) + _CACHE.format(home=home, behind=upstream.port, port=port, tls=_tls(shape))
+    with nginx_running(home, text, port) as process:
+        yield Server("nginx-cache", f"nginx {_nginx_version()}, proxy_cache", port, process.pid, shape.tls)
 
 
-SERVERS: Mapping[str, tuple[str | None, Start]] = {
-    MIRROR: (None, mirror),
-    "distribution": ("docker-registry", distribution),
-    "nginx": ("nginx", nginx),
+_DISTRIBUTIONS = {"registry3": "Distribution 3.1", "docker-registry": "Distribution 2.8"}
+
+SERVERS: Mapping[str, Start] = {
+    MIRROR: mirror,
+    "registry3": partial(distribution, "registry3"),
+    "docker-registry": partial(distribution, "docker-registry"),
+    "nginx": nginx,
+    "nginx-cache": nginx_cache,
 }
-"""Each server by name, with the program that has to be installed for it (also the name of its Debian package)."""
+"""Each server by name."""
+TITLES: Mapping[str, str] = {
+    MIRROR: MIRROR,
+    **_DISTRIBUTIONS,
+    "nginx": "nginx, static files",
+    "nginx-cache": "nginx, proxy_cache",
+}
+
+
+def lacking(name: str) -> str | None:
+    """What has to be installed before this server can be started, if so."""
+    program = {MIRROR: None, "nginx-cache": NGINX}.get(name, name)
+    return None if program is None or installed(program) else f"{program} is not installed"
 
 
 def installed(program: str) -> bool:
     """Whether a program is there, also where daemons live and an ordinary PATH does not look."""
-    return shutil.which(program, path=_PATH) is not None
+    return shutil.which(program, path=PATH) is not None
 
 
-@contextmanager
-def _running(argv: Sequence[str | Path], log: Path, env: Mapping[str, str], port: int) -> Iterator[Process]:
-    process = Process(argv, log=log, env=env)
-    try:
-        process.wait_until(lambda: listens(port))
-        yield process
-    finally:
-        process.stop()
-
-
-def _warm(port: int, image: Image) -> None:
-    """Pulls all of the image, by both names, and looks at every byte."""
-    for path in (image.by_tag, image.by_digest, *map(blob_path, image.blobs)):
-        fetch(port, path)
-    if fetch(port, image.by_tag)[1] != fetch(port, manifest_path(image.manifest))[1]:
-        raise BenchFailed(f"port {port} gives two manifests for one tag")
+def _tls(shape: Shape) -> str:
+    return _TLS.format(certificate=CA_FILE, key=KEY_FILE) if shape.tls else ""
 
 
 def _program(name: str) -> str:
-    found = shutil.which(name, path=_PATH)
+    found = shutil.which(name, path=PATH)
     if found is None:
         raise BenchFailed(f"{name} is not installed")
     return found
 
 
-def _version(program: str, flag: str) -> str:
-    done = subprocess.run([_program(program), flag], capture_output=True, text=True, check=True)
-    return (done.stdout + done.stderr).strip()
-
-
-def _sharded(digest: str) -> str:
-    algorithm, _, hex_digits = digest.partition(":")
-    return f"{algorithm}/{hex_digits[:2]}/{hex_digits}"
+def _nginx_version() -> str:
+    done = subprocess.run([_program(NGINX), "-v"], capture_output=True, text=True, check=True)
+    return (done.stdout + done.stderr).strip().split("/")[-1].split()[0]

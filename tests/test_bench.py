@@ -9,22 +9,24 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from bench.image import BenchFailed
-from bench.load import download
-from bench.questions import Sample
-from bench.report import summarise
-from bench.servers import SERVERS, installed
+from bench import report
+from bench.figures import Answer, Case, Row, ratio
+from bench.image import BenchFailed, Blob
+from bench.questions import QUESTIONS
+from bench.readers import Unfinished, flow, read
+from bench.rounds import record
+from bench.servers import SERVERS, lacking
+from tests.e2e.programs import missing
 
 TOP = Path(__file__).parents[1]
-
-
-def sample(server: str, number: int, *, seconds: float, cpu: float) -> Sample:
-    """One round in which a server sent 2 GB."""
-    return Sample("blob-1", server, number, 2_000_000_000, seconds, cpu)
+BLOB = Blob("/blob", "sha256:0", 5)
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+CASE = Case("plain", "A blob", ["gb_per_second", "cpu_per_gb"], ["cpu_per_gb"])
 
 
 @contextmanager
@@ -38,6 +40,7 @@ def answering(*answers: bytes) -> Iterator[int]:
                 for answer in answers:
                     connection.recv(4096)
                     connection.sendall(answer)
+                connection.recv(4096)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -47,34 +50,86 @@ def answering(*answers: bytes) -> Iterator[int]:
             thread.join()
 
 
-def test_lines_are_medians_and_ratios_within_a_round() -> None:
+def answered() -> Answer:
+    """A question with one case, two rounds of the mirror and of nginx, and a rival that has failed."""
+    answer = Answer(
+        "blobs", "Warm blobs", servers={"mirror": "mirror 1", "nginx": "nginx 1", "registry3": "Distribution"}
+    )
+    answer.case(CASE)
+    for server, cpu in (("mirror", (0.6, 6.0, 1.2)), ("nginx", (0.2, 2.0, 0.4))):
+        for value in cpu:
+            record(answer, CASE, server, partial(dict, gb_per_second=1 / value, cpu_per_gb=value))
+    answer.row(CASE, "registry3").failure = "not installed"
+    return answer
+
+
+def test_ratios_are_taken_within_a_round() -> None:
     """A server is compared with the mirror of the same round, so that a slow moment of the machine cancels out."""
-    samples = [
-        *(sample("mirror", number, seconds=1.0 * slow, cpu=0.6 * slow) for number, slow in enumerate((1, 10, 2))),
-        *(sample("nginx", number, seconds=0.5 * slow, cpu=0.2 * slow) for number, slow in enumerate((1, 10, 2))),
-    ]
+    rows = {"mirror": Row({"cpu_per_gb": [0.6, 6.0, 1.2]}), "nginx": Row({"cpu_per_gb": [0.2, 2.0, 0.4]})}
 
-    ours, its = summarise("blob", samples)
-
-    assert (ours.server, its.server) == ("mirror", "nginx")
-    assert [ours.rate, ours.cpu, its.rate, its.cpu] == pytest.approx([1.0, 0.6, 2.0, 0.2])
-    assert its.rate_ratio == pytest.approx(0.5)
-    assert its.cpu_ratio == pytest.approx(3.0)
+    assert rows["mirror"].middle("cpu_per_gb") == pytest.approx(1.2)
+    assert ratio(rows, "nginx", "cpu_per_gb") == pytest.approx(3.0)
 
 
 def test_nothing_is_compared_with_a_mirror_that_was_not_measured() -> None:
     """Without the mirror there are figures, but no ratios."""
-    (line,) = summarise("blob", [sample("nginx", 0, seconds=1, cpu=0.2)])
-
-    assert line.rate == pytest.approx(2.0)
-    assert line.rate_ratio is line.cpu_ratio is None
+    assert ratio({"nginx": Row({"cpu_per_gb": [0.2]})}, "nginx", "cpu_per_gb") is None
 
 
-def test_download_counts_whole_answers_over_one_connection() -> None:
+def test_a_failure_is_a_row() -> None:
+    """What a server does wrong ends its row with the reason, and nothing else."""
+    answer = answered()
+
+    def fail() -> dict[str, float]:
+        raise BenchFailed("closed 5 bytes before the end")
+
+    record(answer, CASE, "nginx", fail)
+    record(answer, CASE, "nginx", lambda: {"gb_per_second": 9, "cpu_per_gb": 9})
+
+    row = answer.rows["plain"]["nginx"]
+    assert row.failure == "closed 5 bytes before the end"
+    assert row.figures["cpu_per_gb"] == [0.2, 2.0, 0.4]
+
+
+def test_answers_are_kept_and_read_again(tmp_path: Path) -> None:
+    """What is noted is what is read, and the answers to other questions stay in the file."""
+    file = tmp_path / "bench.json"
+    report.write(file, {"date": "2026-12-01"}, [answered()])
+    report.write(file, {"date": "2026-12-02"}, [Answer("herd", "A herd")])
+
+    found = report.read(file)
+
+    about, answer = found["blobs"]
+    assert about == {"date": "2026-12-01"}
+    assert report.markdown(answer) == report.markdown(answered())
+    assert found["herd"][0] == {"date": "2026-12-02"}
+
+
+def test_tables_have_medians_ratios_and_failures() -> None:
+    """A line for each server: medians, the mirror's figure over it, and below why there are none."""
+    text = report.markdown(answered())
+
+    assert "| mirror 1 | 0.83 | 1.200 |  |" in text
+    assert "| nginx 1 | 2.50 | 0.400 | 3.00 |" in text
+    assert "| Distribution | failed |  |  |" in text
+    assert "Distribution: not installed." in text
+
+
+def test_a_flow_counts_whole_answers_over_one_connection() -> None:
     """Each of several downloads is read to its end, in pieces that fall anywhere."""
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
-    with answering(answer, answer, answer) as port:
-        assert download(port, "/blob", 5, connections=1, times=3) > 0
+    with answering(ANSWER, ANSWER[:20]) as port:
+        found = flow(port, BLOB, 1, 0.1, lambda: 0.0)
+
+    assert found.size == 0  # all that came, came before the count began
+    with answering(ANSWER) as port:
+        (reading,) = read(port, [BLOB])
+    assert 0 < reading.first_byte <= reading.total
+
+
+def test_a_herd_that_is_not_served_in_time_is_a_failure() -> None:
+    """Clients who still wait when time is over are counted."""
+    with answering(ANSWER[:-1]) as port, pytest.raises(Unfinished, match=r"1 of 1 clients were waiting, with 80 %"):
+        read(port, [BLOB], seconds=0.2)
 
 
 @pytest.mark.parametrize(
@@ -82,35 +137,48 @@ def test_download_counts_whole_answers_over_one_connection() -> None:
     [
         b"HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhell",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell",
     ],
-    ids=["not 200", "another length", "cut short"],
+    ids=["not 200", "another length"],
 )
-def test_download_takes_nothing_but_the_blob(answer: bytes) -> None:
-    """A refusal, another length or an early end is no figure but a failure."""
+def test_only_the_blob_is_taken(answer: bytes) -> None:
+    """A refusal or another length is no figure but a failure."""
     with answering(answer) as port, pytest.raises(BenchFailed):
-        download(port, "/blob", 5, connections=1, times=1)
+        read(port, [BLOB])
 
 
-def test_bench_measures_every_server_that_is_installed(tmp_path: Path) -> None:
-    """A short run gives a figure of each server for a question of each kind, and says which servers are left out."""
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("question", ["blobs", "manifests", "objects"])
+def test_a_question_is_answered_by_every_server(question: str, tmp_path: Path) -> None:
+    """A tiny run of it has figures of every server in every case."""
     file = tmp_path / "bench.json"
-    arguments = ["--rounds=1", "--quick", "--blob-size=1", "--blob-bytes=8", "--only=blob-8,manifest-tag"]
+    lack = {name: why for name in SERVERS if (why := lacking(name)) is not None}
+    if lack:
+        missing(", ".join(lack.values()))
+
     done = subprocess.run(
-        [sys.executable, "-m", "bench", *arguments, f"--json={file}", f"--directory={tmp_path}"],
+        [sys.executable, "-m", "bench", question, "--tiny", f"--json={file}", f"--directory={tmp_path}"],
         cwd=TOP, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
-    expected = {name for name, (program, _) in SERVERS.items() if program is None or installed(program)}
-    left_out = {line.split()[2].rstrip(",") for line in done.stdout.splitlines() if line.startswith("left out")}
-    assert left_out - {"manifests"} == SERVERS.keys() - expected
-    found = json.loads(file.read_text())["questions"]
-    assert set(found) == {"blob-8"} | ({"manifest-tag"} if installed("wrk") else set())
-    for question in found.values():
-        assert {line["server"] for line in question["summary"]} == expected
-        assert all(one["amount"] and one["cpu"] > 0 for one in question["samples"])
-    assert all(one["amount"] == 8 << 20 for one in found["blob-8"]["samples"])
+    found = json.loads(file.read_text())[question]
+    failed = {
+        f"{case} {server}": row["failure"]
+        for case, rows in found["rows"].items()
+        for server, row in rows.items()
+        if row["failure"] is not None and "is not a key" not in row["failure"]
+    }
+    assert failed == {}, done.stdout + done.stderr
+    assert set(found["rows"]) == {case["name"] for case in found["cases"]}
+    assert all(row["figures"] or row["failure"] for rows in found["rows"].values() for row in rows.values())
+
+
+def test_every_question_can_be_asked_alone() -> None:
+    """The command's help names them all."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--help"], cwd=TOP, capture_output=True, text=True, check=True
+    )
+
+    assert all(name in done.stdout for name in QUESTIONS)
 
 
 @pytest.mark.timeout(120)

@@ -1,0 +1,16 @@
+"""The questions, each in a module of its own; every one can be asked alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from bench.figures import Answer
+from bench.questions import blobs, manifests, objects
+from bench.rounds import Bench
+
+QUESTIONS: Mapping[str, Callable[[Bench], Answer]] = {
+    "blobs": blobs.ask,
+    "manifests": manifests.ask,
+    "objects": objects.ask,
+}
+"""In the order in which they are asked."""

@@ -1,0 +1,170 @@
+"""Does a full cache cost more? A mirror that holds N blobs beside one that holds a single image."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import diskcache
+import msgspec
+
+from bench import machine
+from bench.figures import Answer, Case
+from bench.image import BenchFailed, Image, fetch
+from bench.load import request
+from bench.questions.manifests import CONNECTIONS
+from bench.rounds import Bench, record
+from bench.servers import MIRROR
+from bench.site import Site, Upstream, upstream
+from mirror.store.database import encode_key
+from mirror.store.shapes import LinkRecord
+from tests.e2e.mirrors import MirrorProcess
+from tests.e2e.processes import eventually, free_port
+
+_BLOB_BYTES = 1000
+"""Of each filler, as its file's length: no block is written for them."""
+_LAYER_BYTES = 1 << 20
+_BATCH = 10_000
+_LIFETIME = 30 * 86400.0
+_COUNT_SECONDS = 300.0
+_EMPTY = "mirror-empty"
+
+
+class _Subject:
+    """One of the two mirrors: its data, and whatever process has it at the moment."""
+
+    def __init__(self, bench: Bench, name: str, behind: Upstream, image: Image) -> None:
+        home = bench.home / name
+        home.mkdir()
+        self.name = name
+        self.data = home / "data"
+        self.objects = 0
+        self._bench = bench
+        self._behind = behind
+        self._image = image
+        self._port = free_port()
+        self._process = MirrorProcess(home, self._port)
+
+    def fill(self, objects: int) -> None:
+        """Pulls the image, so that there is something to hit, then adds blobs and links to a stopped mirror."""
+        with self._running() as port:
+            for path in (self._image.by_tag, *(blob.path for blob in self._image.blobs)):
+                fetch(port, path)
+        digests = _digests(objects)
+        _add_blobs(self.data, digests)
+        _add_links(self.data, digests)
+        self.objects = objects + len(self._image.blobs)
+
+    def early(self) -> Mapping[str, float]:
+        """Starts it and asks at once, whatever else it is doing."""
+        with self._running() as port:
+            found = request(self._bench.home, port, self._image.by_tag, CONNECTIONS, self._bench.effort.seconds)
+            return {"early_p99": found.p99 * 1e3}
+
+    def measure(self) -> Mapping[str, float]:
+        """Starts it, waits until it has counted what it holds, and has it answer."""
+        began = time.perf_counter()
+        with self._running() as port:
+            ready = time.perf_counter() - began
+            if fetch(port, self._image.by_tag)[0].headers["X-Cache"] != "hit":
+                raise BenchFailed("a mirror forgot its image when it was started anew")
+            first_hit = time.perf_counter() - began
+            if not eventually(self._has_counted, seconds=_COUNT_SECONDS):
+                raise BenchFailed(f"{self.objects} blobs were not counted in {_COUNT_SECONDS:g} s")
+            counted = time.perf_counter() - began
+            cpu = machine.cpu_seconds(self._process.pid)
+            hits = {f"{kind}_hit": self._hit(port, path) for kind, path in self._paths().items()}
+            memory = machine.memory_bytes(self._process.pid) / 1e6
+            started = {"ready": ready, "first_hit": first_hit, "counted": counted, "cpu_counted": cpu}
+            return {**started, **hits, "memory": memory}
+
+    def _storage(self) -> dict[str, str]:
+        # What the fillers hold is not what their names say, as a scrub would find.
+        return {"path": str(self.data), "max_size": "100GiB", "min_free": "0%", "scrub_rate": "0"}
+
+    def _paths(self) -> Mapping[str, str]:
+        return {"manifest": self._image.by_digest, "blob": self._image.config.path}
+
+    def _hit(self, port: int, path: str) -> float:
+        """CPU microseconds of one."""
+        before = machine.cpu_seconds(self._process.pid)
+        found = request(self._bench.home, port, path, CONNECTIONS, self._bench.effort.seconds)
+        return (machine.cpu_seconds(self._process.pid) - before) / found.count * 1e6
+
+    def _has_counted(self) -> bool:
+        return self._process.counted("mirror_cache_objects", kind="blob") >= self.objects
+
+    @contextmanager
+    def _running(self) -> Iterator[int]:
+        """Starts it, and stops it at the end; gives its port."""
+        # Filling a large cache takes longer than a tag stays fresh.
+        with machine.pinned(self._bench.cores.server):
+            self._process.start({"docker.io": {"url": self._behind.url}}, tag_ttl="1d", storage=self._storage())
+        try:
+            yield self._port
+        finally:
+            self._process.stop()
+
+
+def ask(bench: Bench) -> Answer:
+    """The two mirrors in turn, each started anew in each round."""
+    answer = Answer("objects", "A full cache")
+    starts = ("ready", "first_hit", "counted", "cpu_counted", "early_p99", "memory")
+    hits = ("manifest_hit", "blob_hit")
+    begin = answer.case(Case("starts", "A start with a full cache beside one with an empty one", starts, ("memory",)))
+    hit = answer.case(Case("hits", "CPU per hit with a full cache and with an empty one", hits, hits))
+    site = Site(bench.home / "objects-site")
+    image = site.add("library/objects", [_LAYER_BYTES])
+    with upstream(bench.home / "objects-upstream", site) as behind:
+        full, empty = _Subject(bench, MIRROR, behind, image), _Subject(bench, _EMPTY, behind, image)
+        try:
+            for subject, objects in ((empty, 0), (full, bench.effort.objects)):
+                bench.console.print(f"filling a cache with {objects:,} blobs …")
+                subject.fill(objects)
+                answer.servers[subject.name] = f"{subject.objects:,} blobs"
+            for _ in range(bench.effort.rounds):
+                for subject in (full, empty):
+                    record(answer, begin, subject.name, subject.early)
+                    record(answer, begin, subject.name, subject.measure)
+        finally:
+            shutil.rmtree(full.data, ignore_errors=True)
+    for name, row in answer.rows[begin.name].items():
+        copied = answer.row(hit, name)
+        copied.failure = row.failure
+        copied.figures = {key: row.figures.pop(key) for key in hits if key in row.figures}
+    return answer
+
+
+def _add_blobs(data: Path, digests: Sequence[str]) -> None:
+    for digest in digests:
+        folder = data / "blobs" / "sha256" / digest[:2]
+        try:
+            fd = os.open(folder / digest, os.O_WRONLY | os.O_CREAT, 0o600)
+        except FileNotFoundError:
+            folder.mkdir(mode=0o700, parents=True)
+            fd = os.open(folder / digest, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.truncate(fd, _BLOB_BYTES)
+        os.close(fd)
+
+
+def _add_links(data: Path, digests: Sequence[str]) -> None:
+    """A link record for each blob, as a pull would have left it."""
+    now = time.time()
+    value = msgspec.msgpack.encode(LinkRecord(_BLOB_BYTES, "", True, now, now, 0))
+    book = diskcache.Cache(str(data / "records"), eviction_policy="none", cull_limit=0, size_limit=1 << 62)
+    with book:
+        for start in range(0, len(digests), _BATCH):
+            with book.transact():
+                for digest in digests[start : start + _BATCH]:
+                    key = ("link", "docker.io", "library/filler", f"sha256:{digest}")
+                    book.set(encode_key(key), value, expire=_LIFETIME)
+
+
+def _digests(count: int) -> list[str]:
+    """Sorted, so that neither the directories nor the records' index are filled in leaps."""
+    return sorted(hashlib.sha256(number.to_bytes(8, "big")).hexdigest() for number in range(count))
