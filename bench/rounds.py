@@ -17,7 +17,7 @@ from rich.console import Console
 from bench import machine
 from bench.figures import Answer, Case
 from bench.image import BenchFailed, Image, fetch
-from bench.servers import SERVERS, TITLES, Server, Shape, lacking
+from bench.servers import PLAIN, SERVERS, TITLES, Server, Shape, lacking
 from bench.site import Upstream
 
 # What a server, its client or the bench's own helpers raise where the server does not do its work.
@@ -105,7 +105,7 @@ def standing(
     names: Sequence[str],
     behind: Upstream,
     prepare: Callable[[Server], None] = lambda server: None,
-    shape: Shape = Shape(),  # noqa: B008 - frozen
+    shape: Shape = PLAIN,
 ) -> Iterator[list[Server]]:
     """Starts these servers on a core of their own and prepares them; one that fails has failed all the cases."""
     with ExitStack() as stack:
@@ -124,7 +124,7 @@ def standing(
 
 
 @contextmanager
-def started(bench: Bench, name: str, behind: Upstream, shape: Shape = Shape()) -> Iterator[Server]:  # noqa: B008
+def started(bench: Bench, name: str, behind: Upstream, shape: Shape = PLAIN) -> Iterator[Server]:
     """One server with an empty cache, alone on its core. Raises one of FAILURES."""
     if (why := lacking(name)) is not None:
         raise BenchFailed(why)

@@ -52,6 +52,9 @@ class Shape:
     """Processes that serve; only the mirror is run with another number."""
 
 
+PLAIN = Shape()
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A running server: what it is, its port on 127.0.0.1, and the process group whose CPU time is its own."""

@@ -165,7 +165,7 @@ def test_a_question_is_answered_by_every_server(question: str, tmp_path: Path) -
         f"{case} {server}": row["failure"]
         for case, rows in found["rows"].items()
         for server, row in rows.items()
-        if row["failure"] is not None and "is not a key" not in row["failure"]
+        if row["failure"] is not None and not (case.startswith("tls") and server == "mirror")
     }
     assert failed == {}, done.stdout + done.stderr
     assert set(found["rows"]) == {case["name"] for case in found["cases"]}
