@@ -31,9 +31,9 @@ from mirror.oci.reference import Reference, Tag
 from mirror.routing import Router, Target
 from mirror.store.blobs import BlobStore
 from mirror.store.database import Key
-from mirror.store.epochs import Epochs
+from mirror.store.epochs import Epochs, epoch_key
 from mirror.store.files import SharedFile
-from mirror.store.generations import Generations
+from mirror.store.generations import Generations, Watch
 from mirror.store.records import Records
 from mirror.store.room import Room
 from mirror.store.shapes import AbsenceRecord, CursorRecord, LinkRecord, ListRecord, OriginRecord, TagRecord
@@ -141,6 +141,15 @@ class Cache:
         self._noting.add(task)
         task.add_done_callback(self._noting.discard)
         return task
+
+    def watch(self, target: Target, reference: Reference, digest: Digest) -> Watch:
+        """Tells whether anything has changed that decides which manifest the repository gives for `reference`, which
+        means `digest` now, and whether it may; to be taken before any of that is looked at.
+        """
+        keys = [epoch_key(_repository(target)), _key("link-manifest", target, digest), ("origin", str(digest))]
+        if isinstance(reference, Tag):
+            keys.append(_key("tag", target, reference))
+        return self.generations.watch(keys)
 
     # Epochs: what a repository showed us before it refused us does not count afterwards.
 

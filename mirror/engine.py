@@ -10,6 +10,7 @@ from aiohttp.abc import AbstractResolver
 from mirror.api.content import ContentApi
 from mirror.api.listings import ListingsApi
 from mirror.api.middleware import Traffic
+from mirror.api.ready import ReadyAnswers
 from mirror.api.registry import RegistryApi
 from mirror.api.sender import Sender
 from mirror.auth import Authenticator
@@ -87,6 +88,8 @@ class Engine:
         # Who asks us.
         content = ContentApi(self._manifests, blobs, traffic, sender)
         self.registry = RegistryApi(router, content, ListingsApi(tags, referrers))
+        self.ready = ReadyAnswers(clock, by_host=router.has_aliases)
+        """Answers made by this configuration: `traffic.ready` while it counts."""
 
     async def close(self) -> None:
         """Stops what is being asked, and closes every connection to an upstream; after the last download."""

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import PurePath
 from queue import Empty, SimpleQueue
@@ -127,6 +128,8 @@ class _Output:
     """What structlog and standard logging hand finished lines to: the writer of the latest `configure`."""
 
     writer: LineWriter | None = None
+    takes_requests = False
+    """Whether lines of requests are wanted, and as JSON."""
 
     def put(self, line: str) -> None:
         if self.writer is not None:
@@ -155,6 +158,7 @@ def configure(
     as_json = not stream.isatty() if force_json is None else force_json
     processors = _processors(as_json=as_json)
     _output.writer = LineWriter(stream, metrics_dropped)
+    _output.takes_requests = as_json and logging.getLevelNamesMapping()[level.upper()] <= logging.INFO
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -171,11 +175,53 @@ def configure(
 def close(timeout: float = CLOSE_SECONDS) -> None:
     """Writes the lines that wait, for at most `timeout` seconds, and lets go of the stream. Idempotent."""
     writer, _output.writer = _output.writer, None
+    _output.takes_requests = False
     root = logging.getLogger()
     root.handlers[:] = _foreign(root.handlers)
     logging.captureWarnings(capture=False)
     if writer is not None:
         writer.close(timeout)
+
+
+class RequestLine:
+    """What a logger's `info("request", …)` would write, at a quarter of its cost; what many have in common, only once.
+
+    `asked` and `answered` are the fields before and behind the client's address.
+    """
+
+    __slots__ = ("_answered", "_asked", "answered", "asked")
+
+    def __init__(self, asked: Mapping[str, object], answered: Mapping[str, object]) -> None:
+        self.asked = asked
+        self.answered = answered
+        self._asked, self._answered = _fields(asked), _fields(answered)
+
+    def __len__(self) -> int:
+        """Characters that are kept."""
+        return len(self._asked) + len(self._answered)
+
+    def write(self, request_id: str, client: str | None, seconds: float, failure: str | None = None) -> None:
+        """Writes the line of one request; `request_id` is of characters that JSON leaves as they are."""
+        if not _output.takes_requests:
+            self._say(request_id, client, seconds, failure)
+            return
+        line = (
+            f'{{"timestamp":"{_timestamp()}","level":"info","event":"request","request_id":"{request_id}",'
+            f'{self._asked},"client":{_quoted(client)},{self._answered},"duration":{seconds:.6f}'
+        )
+        line += f",{_fields({'failure': failure})}}}" if failure else "}"
+        if len(line) > _LINE_LIMIT:
+            self._say(request_id, client, seconds, failure)
+        else:
+            _output.put(line)
+
+    def _say(self, request_id: str, client: str | None, seconds: float, failure: str | None) -> None:
+        """The ordinary way."""
+        fields = {"request_id": request_id, **self.asked, "client": client, **self.answered}
+        fields["duration"] = round(seconds, 6)
+        if failure:
+            fields["failure"] = failure
+        structlog.get_logger().info("request", **fields)
 
 
 class _Bridge(logging.Handler):
@@ -229,7 +275,7 @@ def _printable(text: str) -> str:
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
-def _encode(event: EventDict) -> str:
+def _encode(event: Mapping[str, object]) -> str:
     # Other kinds are shown as their text: msgspec would look into dataclasses, and their repr may mask a secret.
     plain = {key: value if type(value) in _PLAIN else str(value) for key, value in event.items()}
     try:
@@ -245,11 +291,24 @@ def _date(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
+def _fields(values: Mapping[str, object]) -> str:
+    return _encode(values)[1:-1]
+
+
+@lru_cache(maxsize=4096)
+def _quoted(client: str | None) -> str:
+    return _encode({"": client}).removeprefix('{"":').removesuffix("}")
+
+
+def _timestamp() -> str:
+    milliseconds = time.time_ns() // 1_000_000
+    return f"{_date(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
+
+
 def _render_json(_: WrappedLogger, __: str, event: EventDict) -> str:
     exc_info = event.pop("exc_info", None)
-    milliseconds = time.time_ns() // 1_000_000
     ordered = {
-        "timestamp": f"{_date(milliseconds // 1000)}.{milliseconds % 1000:03d}Z",
+        "timestamp": _timestamp(),
         "level": event.pop("level"),
         "event": event.pop("event"),
         **event,

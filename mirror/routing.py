@@ -85,6 +85,11 @@ class Router:
         self._targets = lru_cache(_REMEMBERED)(self._name)
         self._called = lru_cache(_REMEMBERED)(self._look_up_called)
 
+    @property
+    def has_aliases(self) -> bool:
+        """Whether what a client calls us can matter."""
+        return bool(self._hosts)
+
     def read(self, raw: str, base: str = "") -> Asked:
         """Reads a raw request target; `base` is the path before it that a proxy has taken off. Raises nothing."""
         return self._read(raw, base) if len(raw) <= _SHORT else self._interpret(raw, base)

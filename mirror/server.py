@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractResolver
 from mirror import __version__, allocator, log
 from mirror.api.admin import AdminApi
 from mirror.api.admission import Admission, places
-from mirror.api.connections import Answer, HttpServer, Limits
+from mirror.api.connections import Answer, AtOnce, HttpServer, Limits
 from mirror.api.forwarded import Proxies
 from mirror.api.listener import Listener
 from mirror.api.middleware import Traffic
@@ -97,6 +97,7 @@ class Mirror:
             resolver=resolver,
             is_global=is_global,
         )
+        self.traffic.ready = self._engine.ready
         self._admin = AdminApi(self.metrics, self._keeper.trouble, lambda: self.traffic.draining)
         self._listener: Listener | None = None
         self._closing = AsyncExitStack()
@@ -189,10 +190,11 @@ class Mirror:
         self._closing.push_async_callback(listener.close)
         return listener, await listener.open(address)
 
-    def _runner(self, answer: Answer, admission: Admission) -> web.BaseRunner:
+    def _runner(self, answer: Answer, admission: Admission, at_once: AtOnce | None = None) -> web.BaseRunner:
         timeouts = self.settings.timeouts
         server = HttpServer(
             answer,
+            at_once=at_once,
             malformed=self.traffic.malformed,
             limits=Limits(request=timeouts.request, idle=timeouts.idle, stall=timeouts.client),
             admission=admission,
@@ -207,7 +209,7 @@ class Mirror:
             refused=self.metrics.connections_refused,
             present=self.metrics.connections,
         )
-        return self._runner(self.traffic.around(self._engine.registry.handle), admission)
+        return self._runner(self.traffic.around(self._engine.registry.handle), admission, self.traffic.at_once)
 
     def _admin_runner(self) -> web.BaseRunner:
         admission = Admission(

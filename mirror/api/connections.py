@@ -6,9 +6,9 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from aiohttp import StreamReader, http_exceptions, web
+from aiohttp import EMPTY_PAYLOAD, StreamReader, http_exceptions, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 from yarl import URL
@@ -17,6 +17,7 @@ from mirror.api.admission import Admission
 from mirror.api.responses import SERVER, malformed_response, refusal
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+AtOnce = Callable[[RawRequestMessage, str | None], "Departure | None"]
 Malformed = Callable[[str | None, int, str], None]
 
 _LONGEST = 2**31 - 1
@@ -51,13 +52,36 @@ class Limits:
     """From an answer to the end of a body that came with its request."""
 
 
+class Departure(Protocol):
+    """An answer as it goes out; nothing had to be found out for it."""
+
+    data: bytes
+    """Status, headers and body."""
+
+    def waits(self) -> None:
+        """The kernel has not taken all of it: until it is `over`, somebody is being served."""
+
+    def over(self, *, gone: bool = False) -> None:
+        """The kernel has all of it, or the client has `gone` before."""
+
+
 class HttpServer(web.Server):
     """Serves connections: `answer` is called for each request, and cancelled when its client leaves.
 
-    `malformed` hears of what is no request: the client's address, the status it was answered, and why.
+    `at_once` is asked before, with the client's address, for an answer that takes no finding out: it goes out without a
+    task, in the turn of the loop in which the request came. `malformed` hears of what is no request: the client's
+    address, the status it was answered, and why.
     """
 
-    def __init__(self, answer: Answer, *, malformed: Malformed, limits: Limits, admission: Admission) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        *,
+        malformed: Malformed,
+        limits: Limits,
+        admission: Admission,
+        at_once: AtOnce | None = None,
+    ) -> None:
         super().__init__(
             answer,
             request_factory=_request,
@@ -70,6 +94,7 @@ class HttpServer(web.Server):
             keepalive_timeout=limits.idle,
             lingering_time=limits.linger,
         )
+        self.at_once = at_once
         self.malformed = malformed
         self.limits = limits
         self.admission = admission
@@ -110,7 +135,7 @@ def _request(
 class _Connection(web.RequestHandler):
     """One timer watches over the heads of requests, while one is awaited that has begun, or the first one."""
 
-    __slots__ = ("_body", "_client", "_head_bytes", "_head_timer", "_server")
+    __slots__ = ("_body", "_client", "_departure", "_head_bytes", "_head_timer", "_server")
 
     def __init__(self, server: HttpServer, **options: Any) -> None:
         super().__init__(server, **options)
@@ -122,6 +147,8 @@ class _Connection(web.RequestHandler):
         """That came of a request whose head is not complete."""
         self._body: StreamReader | None = None
         """Of the last request."""
+        self._departure: Departure | None = None
+        """One that was ready, and that the kernel has not taken whole."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -142,13 +169,21 @@ class _Connection(web.RequestHandler):
         if self._client is not None:
             self._server.admission.leave(self._client)
             self._client = None
+        if self._departure is not None:
+            departure, self._departure = self._departure, None
+            departure.over(gone=True)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         before = self._request_count
         # What follows a body in the same bytes counts when more comes; until then the connection counts as idle.
         is_head = self._body is None or self._body.is_eof()
-        super().data_received(data)
+        # aiohttp wakes who waits for a request: not before it is known whether there is still one to wait for.
+        waiter, self._waiter = self._waiter, None
+        try:
+            super().data_received(data)
+        finally:
+            self._waiter = waiter
         if self._request_count != before:
             self._body = self._messages[-1][1]
             self._head_is_there()
@@ -158,6 +193,39 @@ class _Connection(web.RequestHandler):
                 self._turn_away(431, "the request's headers are too long")
             elif self._head_timer is None:
                 self._watch_head()
+        if self._messages and waiter is not None and not waiter.done():
+            if self._server.at_once is not None:
+                self._answer_at_once(self._server.at_once)
+            if self._messages:
+                waiter.set_result(None)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._departure is not None:
+            departure, self._departure = self._departure, None
+            departure.over()
+
+    def _answer_at_once(self, at_once: AtOnce) -> None:
+        """Answers of the requests that have come those for which nothing has to be found out, up to the first other."""
+        while self._messages and not (self._paused or self._buffer_paused or self._upgraded):
+            message, payload = self._messages[0]
+            if payload is not EMPTY_PAYLOAD or not isinstance(message, RawRequestMessage):
+                return
+            departure = at_once(message, self._client or None)
+            if departure is None or self._parser is None or self.transport is None:
+                return
+            self._messages.popleft()
+            self._parser.message_consumed()
+            self.transport.write(departure.data)
+            if self.writing_paused:
+                departure.waits()
+                self._departure = departure
+            else:
+                departure.over()
+            # As after every answer: from here on the connection is idle.
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            if self._keepalive_handle is None:
+                self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
 
     def _watch_head(self) -> None:
         self._head_timer = self._loop.call_later(self._server.limits.request, self._head_is_late)

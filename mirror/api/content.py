@@ -17,7 +17,7 @@ from mirror.oci.byte_range import RangeSet, parse_ranges
 from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError, UpstreamCorrupt
 from mirror.oci.reference import Reference
-from mirror.pull import BlobAnswer, BlobPuller, ManifestPuller
+from mirror.pull import BlobAnswer, BlobPuller, ManifestPuller, Source
 from mirror.routing import Target
 
 _ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*")')
@@ -40,6 +40,8 @@ class ContentApi:
         """GET or HEAD of a manifest."""
         answer = await self._manifests.get(target, reference, head=request.method == "HEAD")
         exchange.result = answer.source
+        if exchange.key is not None and answer.source is Source.HIT:
+            exchange.lasting = await self._manifests.lasting(target, reference, answer, head=request.method == "HEAD")
         not_modified = _not_modified(request, answer.digest)
         ranges = None if not_modified else _ranges(request, answer.digest)
         return manifest_response(answer, ranges, not_modified=not_modified)

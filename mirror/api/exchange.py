@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from mirror.api.forwarded import Forwarded
+from mirror.api.ready import Key
+from mirror.pull import Lasting
 
 
 @dataclass(slots=True)
@@ -35,6 +37,10 @@ class Exchange:
     """Sends body bytes in a thread, and may outlive the request."""
     first_byte: float | None = None
     """Seconds from the request to the headers of its answer."""
+    key: Key | None = None
+    """All that decides the answer, if a key can hold it."""
+    lasting: Lasting | None = None
+    """How long the same answer can then be given again, if at all."""
     failure: str | None = None
     """Why there was no answer, or only part of it."""
 

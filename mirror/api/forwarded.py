@@ -46,7 +46,7 @@ class Proxies:
     def read(self, peer: str | None, headers: MultiMapping[str]) -> Forwarded:
         """What is known of a client that connects from `peer`. Raises nothing, whatever the headers hold."""
         if not peer or not self._networks or not self.trusts(peer):
-            return Forwarded(peer or None)
+            return _by_itself(peer)
         return Forwarded(self._client(peer, headers), _host(headers), _prefix(headers))
 
     def _client(self, peer: str, headers: MultiMapping[str]) -> str:
@@ -66,6 +66,11 @@ class Proxies:
     def _is_trusted(self, address: str) -> bool:
         known = _address(address)
         return known is not None and any(known in network for network in self._networks)
+
+
+@lru_cache(_REMEMBERED)
+def _by_itself(peer: str | None) -> Forwarded:
+    return Forwarded(peer or None)
 
 
 @lru_cache(_REMEMBERED)

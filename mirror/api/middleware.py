@@ -6,24 +6,26 @@ import asyncio
 import itertools
 import re
 import secrets
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import structlog
 from aiohttp import web
-from prometheus_client import Counter, Histogram
+from aiohttp.http import RawRequestMessage
 
-from mirror.api.connections import Answer, ClientGone, taken
+from mirror.api.connections import Answer, ClientGone, Departure, taken
 from mirror.api.exchange import EXCHANGE, Exchange
 from mirror.api.forwarded import Proxies
+from mirror.api.ready import Ready, ReadyAnswers
 from mirror.api.responses import SERVER, error_response, unexpected_response
+from mirror.api.tally import Tally
+from mirror.log import RequestLine
 from mirror.metrics import Metrics
 from mirror.oci.errors import InvalidRequest, MirrorError, Unknown, UpstreamRefused
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 _ids = itertools.count(secrets.randbits(60))
 _CLIENT_GONE = 499
-_CHILDREN = 4096
+_LEFT = "the client left"
 
 
 class Traffic:
@@ -32,7 +34,9 @@ class Traffic:
     def __init__(self, metrics: Metrics, proxies: Proxies) -> None:
         self._metrics = metrics
         self._proxies = proxies
-        self._children = lru_cache(_CHILDREN)(self._find_children)
+        self.ready: ReadyAnswers | None = None
+        """Where answers are kept: another object as soon as the same requests may have others."""
+        self._tally = Tally(metrics)
         self._log = structlog.get_logger().bind()
         self._active = 0
         self._idle = asyncio.Event()
@@ -63,21 +67,30 @@ class Traffic:
 
         async def observe(request: web.BaseRequest) -> web.StreamResponse:
             forwarded = self._proxies.read(request.remote, request.headers)
-            exchange = request[EXCHANGE] = Exchange(_request_id(request), forwarded)
+            exchange = request[EXCHANGE] = Exchange(_request_id(request.headers), forwarded)
+            if (ready := self.ready) is not None:
+                exchange.key = ready.key(
+                    request.method,
+                    request.raw_path,
+                    request.version,
+                    request.headers,
+                    forwarded,
+                    keep_alive=request.keep_alive,
+                )
             # Each request has a task, and so a context, of its own: nothing is left behind for the next one.
             structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
-            self._active += 1
-            self._idle.clear()
+            self.enter()
             left = False
             try:
-                return await self._answer(request, handler, exchange)
+                response = await self._answer(request, handler, exchange)
+                if ready is not None and exchange.lasting is not None:
+                    self._keep(ready, request, response, exchange)
+                return response
             except (asyncio.CancelledError, ClientGone):
                 left = True
                 raise
             finally:
-                self._active -= 1
-                if not self._active:
-                    self._idle.set()
+                self.leave()
                 if left and exchange.step is not None:
                     # Only behind the step's own callback is it known how much went out, even where it is over by now.
                     self._steps.add(exchange.step)
@@ -86,6 +99,33 @@ class Traffic:
                     self._record(request, exchange, left=left)
 
         return observe
+
+    def at_once(self, message: RawRequestMessage, peer: str | None) -> Departure | None:
+        """The answer to a request of which nothing has to be found out, since it is ready; None for every other one."""
+        if self.draining or self.ready is None:
+            return None
+        forwarded = self._proxies.read(peer, message.headers)
+        key = self.ready.key(
+            message.method,
+            message.path,
+            message.version,
+            message.headers,
+            forwarded,
+            keep_alive=not message.should_close,
+        )
+        ready = None if key is None else self.ready.get(key)
+        return None if ready is None else _Departure(self, ready, _request_id(message.headers), forwarded.client)
+
+    def enter(self) -> None:
+        """One more is being answered, until it is time to `leave`."""
+        self._active += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """One less is."""
+        self._active -= 1
+        if not self._active:
+            self._idle.set()
 
     async def begin(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Sends the headers, with those that every answer has; once. Raises ClientGone."""
@@ -140,49 +180,80 @@ class Traffic:
         # Many clients close the moment they have the last byte; that is not leaving.
         if left and exchange.failure is None and not exchange.is_whole:
             exchange.status = _CLIENT_GONE
-            exchange.failure = "the client left"
+            exchange.failure = _LEFT
         seconds = exchange.elapsed()
-        kind, upstream, result = exchange.kind, exchange.upstream, exchange.result
-        children = self._children(upstream, kind, result, exchange.status)
-        children.requests.inc()
-        children.duration.observe(seconds)
-        if exchange.first_byte is not None:
-            children.first_byte.observe(exchange.first_byte)
-        if exchange.sent:
-            children.served_bytes.inc(exchange.sent)
-        failure = {"failure": exchange.failure} if exchange.failure else {}
-        self._log.info(
-            "request",
-            method=request.method,
-            path=request.path[:512],
-            client=exchange.forwarded.client,
-            upstream=upstream,
-            repository=exchange.repository,
-            kind=kind,
-            result=result,
-            status=exchange.status,
-            bytes=exchange.sent,
-            duration=round(seconds, 6),
-            **failure,
-        )
+        counts = self._tally.of(exchange.upstream, exchange.kind, exchange.result, exchange.status)
+        counts.add(seconds, exchange.first_byte, exchange.sent)
+        line = RequestLine(_asked(request), _answered(exchange))
+        line.write(exchange.request_id, exchange.forwarded.client, seconds, exchange.failure)
 
-    def _find_children(self, upstream: str, kind: str, result: str, status: int) -> _Children:
-        """Looking them up by label for each request would cost more than counting does."""
-        return _Children(
-            self._metrics.requests.labels(upstream, kind, result, str(status)),
-            self._metrics.request_duration.labels(kind),
-            self._metrics.first_byte.labels(kind, result),
-            self._metrics.served_bytes.labels(upstream, kind, result),
-        )
+    def _keep(
+        self, ready: ReadyAnswers, request: web.BaseRequest, response: web.StreamResponse, exchange: Exchange
+    ) -> None:
+        """Has the answer that was just given ready for whoever asks the same, where it may be given again."""
+        if exchange.key is None or exchange.lasting is None or not isinstance(response, web.Response):
+            return
+        if "Connection" in response.headers:  # it said that we are leaving
+            return
+        counts = self._tally.of(exchange.upstream, exchange.kind, exchange.result, exchange.status)
+        line = RequestLine(_asked(request), _answered(exchange))
+        ready.keep(exchange.key, response, exchange.sent, exchange.lasting, counts, line)
+
+    def record_gone(self, ready: Ready, request_id: str, client: str | None, seconds: float, first_byte: float) -> None:
+        """Records a ready answer of which the kernel had not everything when its client left."""
+        said = {**ready.line.answered, "status": _CLIENT_GONE}
+        labels = (str(said["upstream"]), str(said["kind"]), str(said["result"]), _CLIENT_GONE)
+        self._tally.of(*labels).add(seconds, first_byte, ready.sent)
+        line = RequestLine(ready.line.asked, said)
+        line.write(request_id, client, seconds, _LEFT)
 
 
-class _Children(NamedTuple):
-    requests: Counter
-    duration: Histogram
-    first_byte: Histogram
-    served_bytes: Counter
+class _Departure:
+    """A ready answer on its way to its client."""
+
+    __slots__ = ("_client", "_first_byte", "_ready", "_request_id", "_started", "_traffic", "data")
+
+    def __init__(self, traffic: Traffic, ready: Ready, request_id: str, client: str | None) -> None:
+        self._traffic = traffic
+        self._ready = ready
+        self._request_id = request_id
+        self._client = client
+        self._started = asyncio.get_running_loop().time()
+        self._first_byte: float | None = None
+        self.data = ready.render(request_id)
+
+    def waits(self) -> None:
+        self._first_byte = asyncio.get_running_loop().time() - self._started
+        self._traffic.enter()
+
+    def over(self, *, gone: bool = False) -> None:
+        seconds, first_byte = asyncio.get_running_loop().time() - self._started, self._first_byte
+        if first_byte is None:
+            first_byte = seconds
+        else:
+            self._traffic.leave()
+        if gone:
+            self._traffic.record_gone(self._ready, self._request_id, self._client, seconds, first_byte)
+        else:
+            self._ready.counts.add(seconds, first_byte, self._ready.sent)
+            self._ready.line.write(self._request_id, self._client, seconds)
 
 
-def _request_id(request: web.BaseRequest) -> str:
-    given = request.headers.get("X-Request-Id", "")
-    return given if _REQUEST_ID.fullmatch(given) else f"{next(_ids):016x}"
+def _asked(request: web.BaseRequest) -> dict[str, object]:
+    return {"method": request.method, "path": request.path[:512]}
+
+
+def _answered(exchange: Exchange) -> dict[str, object]:
+    return {
+        "upstream": exchange.upstream,
+        "repository": exchange.repository,
+        "kind": exchange.kind,
+        "result": exchange.result,
+        "status": exchange.status,
+        "bytes": exchange.sent,
+    }
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    given = headers.get("X-Request-Id")
+    return given if given and _REQUEST_ID.fullmatch(given) else f"{next(_ids):016x}"

@@ -1,6 +1,6 @@
 """The policy of pulling: fresh, stale or asked again; held, joined or fetched; permitted or not."""
 
-from mirror.pull.answers import BlobAnswer, ManifestAnswer, Source
+from mirror.pull.answers import BlobAnswer, Lasting, ManifestAnswer, Source
 from mirror.pull.asking import ManifestAsker
 from mirror.pull.blobs import BlobPuller
 from mirror.pull.lists import Following, Lists
@@ -15,6 +15,7 @@ __all__ = [
     "BlobAnswer",
     "BlobPuller",
     "Following",
+    "Lasting",
     "Lists",
     "ManifestAnswer",
     "ManifestAsker",

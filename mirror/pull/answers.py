@@ -8,6 +8,7 @@ from enum import StrEnum
 from mirror.download import Body
 from mirror.oci.byte_range import ByteRange
 from mirror.oci.digest import Digest
+from mirror.store.generations import Watch
 from mirror.transport import Deadline
 
 
@@ -31,6 +32,21 @@ class ManifestAnswer:
     media_type: str
     content: bytes | None
     source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """How long an answer is what would be found out anew: from `since` to `until`, in seconds since the epoch, while
+    `watch` holds.
+    """
+
+    since: float
+    until: float
+    watch: Watch
+
+    def holds(self, now: float) -> bool:
+        """Whether it does. Before `since` the clock was set back: nobody knows then how old anything is."""
+        return self.since <= now < self.until and self.watch.holds()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from mirror.metrics import Metrics
 from mirror.oci.digest import Digest
 from mirror.oci.errors import UpstreamUnavailable
 from mirror.oci.reference import Reference, Tag
-from mirror.pull.answers import ManifestAnswer, Source
+from mirror.pull.answers import Lasting, ManifestAnswer, Source
 from mirror.pull.asking import ManifestAsker
 from mirror.pull.questions import Questions
 from mirror.pull.renewals import Renewals
@@ -21,6 +21,9 @@ from mirror.routing import Router, Target
 from mirror.store.shapes import LinkRecord, TagRecord
 from mirror.transport import Deadline
 
+_LASTING_SECONDS = 10.0
+"""How long an answer is given without a look at what it was made of. That look counts as a use of it, and of the blobs
+that it names."""
 _log = structlog.get_logger()
 
 
@@ -61,6 +64,25 @@ class ManifestPuller:
         if answer.content is not None:
             self._cache.note_served(target, answer.digest)
         return answer
+
+    async def lasting(
+        self, target: Target, reference: Reference, answer: ManifestAnswer, *, head: bool
+    ) -> Lasting | None:
+        """How long `answer`, which `get` has given, is what it would give; None where it may be another one by now.
+
+        Raises nothing.
+        """
+        now, cache = self._cache.now(), self._cache
+        until = now + _LASTING_SECONDS
+        # What the answer was made of was read before, and may have changed since: so it is looked at again.
+        watch = cache.watch(target, reference, answer.digest)
+        if isinstance(reference, Tag):
+            record = await cache.tag(target, reference)
+            if record is None or record.digest != str(answer.digest) or record.checked_at > now:
+                return None
+            until = min(until, record.checked_at + cache.tag_ttl(target, reference))
+        ours = await self._at_hand(target, answer.digest, head=head)
+        return Lasting(now, until, watch) if ours is not None and ours[0] == answer else None
 
     # By digest.
 

@@ -47,9 +47,10 @@ class Epochs:
     async def end(self, repository: Key) -> None:
         """Begins a new epoch."""
         ended = await self._epoch(repository)
+        self._generations.begins(epoch_key(repository))
         self._present.set(repository, _new(ended.stamp))
         if ended.written:
-            await self._records.delete(_key(repository))
+            await self._records.delete(epoch_key(repository))
         self._tell(repository, ended.stamp)
 
     async def stands(self, repository: Key, number: int) -> bool:
@@ -68,14 +69,14 @@ class Epochs:
             return
         self._present.set(repository, _Epoch(number, True, known.stamp))
         value = msgspec.msgpack.encode(EpochRecord(number))
-        if await self._records.set(_key(repository), value, self._useful_for):
+        if await self._records.set(epoch_key(repository), value, self._useful_for):
             self._tell(repository, known.stamp)
 
     async def _epoch(self, repository: Key) -> _Epoch:
         known = self._present.get(repository)
         while known is None or not self._generations.is_current(known.stamp):
-            before, stamp = known, self._generations.stamp(_key(repository))
-            record = await self._names.read(_key(repository), EpochRecord)
+            before, stamp = known, self._generations.stamp(epoch_key(repository))
+            record = await self._names.read(epoch_key(repository), EpochRecord)
             known = self._present.get(repository)
             if known is not before:
                 continue  # another request was faster
@@ -97,7 +98,8 @@ class Epochs:
             self._present.set(repository, replace(known, stamp=now))
 
 
-def _key(repository: Key) -> Key:
+def epoch_key(repository: Key) -> Key:
+    """The key of the record."""
     return ("epoch", *repository)
 
 

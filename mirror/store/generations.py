@@ -6,6 +6,7 @@ import mmap
 import os
 import random
 import zlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from mirror.store.database import Key
@@ -36,6 +37,8 @@ class Generations:
         self._map = mmap.mmap(-1 if fd is None else fd, SIZE)
         self._values = memoryview(self._map).cast("Q")
         self._random = random.Random(os.urandom(16))  # noqa: S311 - to differ, not to be kept secret
+        self._begun = [0] * _SLOTS
+        """How many changes of this process have begun."""
 
     @staticmethod
     def share() -> int:
@@ -46,7 +49,7 @@ class Generations:
 
     def stamp(self, key: Key) -> Stamp:
         """The present stamp of the record's group; to be taken before the record is read."""
-        slot = zlib.crc32("\0".join(key).encode("utf-8", "surrogatepass")) % _SLOTS
+        slot = _slot(key)
         return Stamp(slot, self._values[slot])
 
     def is_current(self, stamp: Stamp) -> bool:
@@ -58,3 +61,34 @@ class Generations:
         value = self._random.getrandbits(64)
         self._values[slot] = value
         return Stamp(slot, value)
+
+    def begins(self, key: Key) -> None:
+        """The record is being changed: in this process that counts at once, whenever the disk has it, if ever."""
+        self._begun[_slot(key)] += 1
+
+    def watch(self, keys: Iterable[Key]) -> Watch:
+        """Tells of these records whether they have changed since; to be taken before they are read."""
+        return Watch(self._values, self._begun, [_slot(key) for key in keys])
+
+
+class Watch:
+    """Some records as they were when it was made, for who has made something of them."""
+
+    __slots__ = ("_begun", "_seen", "_values")
+
+    def __init__(self, values: memoryview[int], begun: list[int], slots: list[int]) -> None:
+        self._values = values
+        self._begun = begun
+        self._seen = [(slot, values[slot], begun[slot]) for slot in slots]
+
+    def holds(self) -> bool:
+        """Whether none of them has changed, in any process, nor is about to in this one."""
+        values, begun = self._values, self._begun
+        for slot, value, changes in self._seen:  # noqa: SIM110 - a generator would cost more than all the rest
+            if values[slot] != value or begun[slot] != changes:
+                return False
+        return True
+
+
+def _slot(key: Key) -> int:
+    return zlib.crc32("\0".join(key).encode("utf-8", "surrogatepass")) % _SLOTS

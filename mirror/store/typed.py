@@ -65,6 +65,7 @@ class TypedRecords:
     async def put(self, key: Key, record: msgspec.Struct, useful_for: float) -> None:
         """Writes the record, which is gone after `useful_for` seconds."""
         self._changes += 1
+        self._generations.begins(key)
         before = self._generations.stamp(key)
         await self._memory.set(key, Copy(record, before), min(useful_for, _IN_MEMORY))
         if await self._records.set(key, msgspec.msgpack.encode(record), useful_for):
@@ -73,6 +74,7 @@ class TypedRecords:
     async def delete(self, key: Key) -> None:
         """Removes the record, if it is there."""
         self._changes += 1
+        self._generations.begins(key)
         before = self._generations.stamp(key)
         await self._memory.set(key, Copy(None, before), _IN_MEMORY)
         await self._records.delete(key)

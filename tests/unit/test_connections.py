@@ -8,10 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from mirror.api.admission import Admission
-from mirror.api.connections import Answer, HttpServer, Limits
+from mirror.api.connections import Answer, AtOnce, HttpServer, Limits
 from tests.raw import RawClient
 
 PING = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -25,7 +26,9 @@ StartServer = Callable[..., Awaitable["Served"]]
 class Served:
     """A server on loopback, what it heard that was no request, and what it counted."""
 
-    def __init__(self, answer: Answer, *, most: int, most_each: int, is_proxy: bool, **limits: float) -> None:
+    def __init__(
+        self, answer: Answer, at_once: AtOnce | None, *, most: int, most_each: int, is_proxy: bool, **limits: float
+    ) -> None:
         registry = CollectorRegistry()
         self.refused = Counter("refused", "", ("reason",), registry=registry)
         self.present = Gauge("present", "", registry=registry)
@@ -33,6 +36,7 @@ class Served:
         admission = Admission(most, most_each, is_proxy=lambda _: is_proxy, refused=self.refused, present=self.present)
         server = HttpServer(
             answer,
+            at_once=at_once,
             malformed=lambda *what: self.malformed.append(what),
             limits=Limits(**{"request": LONG, "idle": LONG, "stall": LONG, **limits}),
             admission=admission,
@@ -83,9 +87,15 @@ async def serve() -> AsyncIterator[StartServer]:
     async with AsyncExitStack() as stack:
 
         async def start(
-            answer: Answer = _hello, *, most: int = 100, most_each: int = 100, is_proxy: bool = False, **limits: float
+            answer: Answer = _hello,
+            at_once: AtOnce | None = None,
+            *,
+            most: int = 100,
+            most_each: int = 100,
+            is_proxy: bool = False,
+            **limits: float,
         ) -> Served:
-            served = Served(answer, most=most, most_each=most_each, is_proxy=is_proxy, **limits)
+            served = Served(answer, at_once, most=most, most_each=most_each, is_proxy=is_proxy, **limits)
             return await stack.enter_async_context(served.running())
 
         yield start
@@ -353,3 +363,123 @@ async def test_what_waits_behind_an_upgrade_is_no_slow_request(serve: StartServe
         await client.send(PING)
         assert (await client.answer())[1] == b"hello"
     assert served.malformed == []
+
+
+# Answers that are ready.
+
+
+class Ready:
+    """Says `hello` at once to who asks for `/`, as an answer of `size` bytes, and notes what becomes of each."""
+
+    def __init__(self, size: int = 5) -> None:
+        self.notes: list[str] = []
+        self.noted = asyncio.Event()
+        self._size = size
+
+    def __call__(self, message: RawRequestMessage, client: str | None) -> _Departure | None:
+        assert client == "127.0.0.1"
+        return _Departure(self, self._size) if message.path == "/" else None
+
+    def note(self, what: str) -> None:
+        self.notes.append(what)
+        self.noted.set()
+
+
+class _Departure:
+    def __init__(self, ready: Ready, size: int) -> None:
+        self._ready = ready
+        self.data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"ready".ljust(size)
+
+    def waits(self) -> None:
+        self._ready.note("waits")
+
+    def over(self, *, gone: bool = False) -> None:
+        self._ready.note("gone" if gone else "over")
+
+
+async def test_what_is_ready_goes_out_in_the_order_of_the_requests(serve: StartServer) -> None:
+    """Before, between and behind those for which something has to be found out."""
+    ready = Ready()
+    served = await serve(at_once=ready)
+    other = PING.replace(b"/", b"/other", 1)
+    async with asyncio.timeout(10), await RawClient.connect(served.port) as client:
+        for pieces in ([PING] * 3, [PING + other + PING, PING], [other + PING * 40], [PING * 40 + other + PING]):
+            asked = b"".join(pieces)
+            for piece in pieces:
+                await client.send(piece)
+            for line in asked.split(b"\r\n\r\n")[:-1]:
+                body = (await client.answer())[1]
+                assert body in ([b"hello"] if b"/other" in line else [b"ready", b"hello"])
+    assert set(ready.notes) == {"over"}
+
+
+async def test_silence_after_what_was_ready_ends_a_connection(serve: StartServer) -> None:
+    """The time for the next request begins with each answer; half a request has a time of its own."""
+    served = await serve(at_once=Ready(), idle=1.0, request=SHORT)
+    async with asyncio.timeout(10), await RawClient.connect(served.port) as client:
+        await client.send(PING)
+        await client.answer()
+        for _ in range(4):
+            await asyncio.sleep(0.4)
+            await client.send(PING)
+            await client.answer()
+        assert await client.rest() == b""
+    async with asyncio.timeout(10), await RawClient.connect(served.port) as client:
+        await client.send(PING + HALF)
+        await client.answer()
+        await client.send(b"X")
+        status, _ = await client.error()
+        assert status == 408
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["reads", "leaves"])
+async def test_what_is_ready_is_over_when_it_is_taken(serve: StartServer, leaves: bool) -> None:
+    """Or when its client has left. What is asked meanwhile waits behind it."""
+    size = 8 * MIB
+    ready = Ready(size)
+    served = await serve(at_once=ready)
+    async with asyncio.timeout(20), await RawClient.connect(served.port, receive_buffer=4096) as client:
+        await client.send(PING)
+        await ready.noted.wait()
+        assert ready.notes == ["waits"]
+        await client.send(PING)
+        ready.noted.clear()
+        if leaves:
+            client.reset()
+            await ready.noted.wait()
+        else:
+            assert len((await client.answer())[1]) == size
+            await ready.noted.wait()
+            assert (await client.answer())[1] == b"hello"
+    assert ready.notes == ["waits", "gone" if leaves else "over"]
+
+
+async def test_a_client_that_takes_nothing_of_what_is_ready_is_cut_off(serve: StartServer) -> None:
+    """Like one that takes nothing of any other answer."""
+    ready = Ready(32 * MIB)
+    served = await serve(at_once=ready, stall=SHORT)
+    async with asyncio.timeout(20), await RawClient.connect(served.port, receive_buffer=4096) as client:
+        await client.send(PING)
+        await served.left(1)
+        await served.left(0)
+    assert ready.notes == ["waits", "gone"]
+
+
+async def test_what_is_not_understood_is_never_ready(serve: StartServer) -> None:
+    """Upgrades, bodies, and what is no HTTP."""
+    ready = Ready()
+    served = await serve(at_once=ready)
+    async with asyncio.timeout(10):
+        for request, body in (
+            (HALF + b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n", b"hello"),
+            (HALF + b"Content-Length: 3\r\n\r\nabc", b"hello"),
+            (HALF + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"hello"),
+        ):
+            async with await RawClient.connect(served.port) as client:
+                await client.send(request)
+                assert (await client.answer())[1] == body
+        async with await RawClient.connect(served.port) as client:
+            await client.send(PING)
+            assert (await client.answer())[1].startswith((b"ready", b"hello"))
+            await client.send(b"nonsense\r\n\r\n")
+            assert (await client.error())[0] == 400

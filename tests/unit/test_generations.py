@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import msgspec
 import pytest
 
-from mirror.store.epochs import Epochs
+from mirror.store.epochs import Epochs, epoch_key
 from mirror.store.generations import Generations
 from mirror.store.typed import TypedRecords
 from tests.books import Book
@@ -144,3 +144,50 @@ async def test_a_question_outlives_changes_of_other_records(shared: int) -> None
     generations.changed(generations.stamp(("epoch", *REPOSITORY)).slot)
     assert await epochs.number(REPOSITORY) == number
     assert await epochs.stands(REPOSITORY, number)
+
+
+def test_who_watches_records_hears_of_changes_in_every_process(shared: int) -> None:
+    """Of any of them; and in its own process as soon as a change begins, whenever the disk has it."""
+    ours, theirs = Generations(shared), Generations(shared)
+    keys = [KEY, ("number", "two"), ("number", "three")]
+    for key in keys:
+        watch = ours.watch(keys)
+        assert watch.holds()
+        theirs.changed(theirs.stamp(key).slot)
+        assert not watch.holds()
+        watch = ours.watch(keys)
+        ours.begins(key)
+        assert not watch.holds()
+    watch = ours.watch(keys)
+    ours.changed((ours.stamp(KEY).slot + 1) % 4096)
+    assert watch.holds()
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["written", "lost"])
+async def test_who_watches_a_record_hears_of_a_change_before_the_disk(shared: int, lost: bool) -> None:
+    """What is asked for the record finds the change at once: so does who has made something of it."""
+    book = Book()
+    book.lost = lost
+    generations = Generations(shared)
+    records = TypedRecords(book, generations=generations)
+    for change in (records.put(KEY, Number(1), 60), records.delete(KEY)):
+        watch = generations.watch([KEY])
+        changing = asyncio.create_task(change)
+        await asyncio.sleep(0)
+        assert not watch.holds()
+        await changing
+        assert not watch.holds()
+    await records.close()
+
+
+async def test_who_watches_an_epoch_hears_of_its_end(shared: int) -> None:
+    """Written down or not."""
+    generations = Generations(shared)
+    epochs = Epochs(Book(), useful_for=60, generations=generations)
+    for written in (False, True):
+        number = await epochs.number(REPOSITORY)
+        if written:
+            assert await epochs.stands(REPOSITORY, number)
+        watch = generations.watch([epoch_key(REPOSITORY)])
+        await epochs.end(REPOSITORY)
+        assert not watch.holds()

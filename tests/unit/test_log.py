@@ -180,6 +180,55 @@ def test_an_exception_can_be_given_as_a_value() -> None:
     assert line["exception"] == "ValueError: late ()"
 
 
+ASKED = {"method": "GET", "path": '/v2/\x1b\u202eé"/manifests/1'}
+ANSWERED = {"upstream": "docker.io", "repository": None, "status": 200, "bytes": 7}
+
+
+@pytest.mark.parametrize("failure", [None, "the client\nleft", "\udcff"])
+@pytest.mark.parametrize("client", ["192.0.2.1", "fe80::1%eth0", None])
+def test_the_line_of_a_request_is_what_a_logger_would_write(client: str | None, failure: str | None) -> None:
+    """The same fields in the same order, with nothing in them that a terminal obeys."""
+    stream = io.StringIO()
+    log.configure("info", stream)
+    log.RequestLine(ASKED, ANSWERED).write("id-1", client, 0.0000214, failure)
+    fields: dict[str, Any] = {"request_id": "id-1", **ASKED, "client": client, **ANSWERED, "duration": 0.000021}
+    structlog.get_logger().info("request", **fields, **({"failure": failure} if failure else {}))
+
+    one, other = lines_of(stream)
+    assert stream.getvalue().replace("\n", "").isprintable()
+    assert one.pop("timestamp")[:10] == other.pop("timestamp")[:10]
+    assert one == other
+    assert list(one) == list(other)
+
+
+def test_the_line_of_a_request_is_left_out_below_its_level() -> None:
+    """It is one of level info."""
+    stream = io.StringIO()
+    log.configure("warning", stream)
+    log.RequestLine(ASKED, ANSWERED).write("id-1", None, 0.1)
+    assert lines_of(stream) == []
+
+
+def test_the_line_of_a_request_is_for_people_on_a_terminal() -> None:
+    """Like all others there."""
+    stream = io.StringIO()
+    log.configure("info", stream, force_json=False)
+    log.RequestLine(ASKED, ANSWERED).write("id-1", "192.0.2.1", 0.1)
+    log.close()
+    assert not stream.getvalue().startswith("{")
+    assert all(text in stream.getvalue() for text in ("request", "id-1", "192.0.2.1", "docker.io"))
+
+
+def test_an_endless_line_of_a_request_is_cut() -> None:
+    """As any line."""
+    stream = io.StringIO()
+    log.configure("info", stream)
+    log.RequestLine(ASKED, ANSWERED).write("id-1", None, 0.1, "x" * 1_000_000)
+
+    [line] = lines_of(stream)
+    assert (line["truncated"], line["request_id"], len(line["failure"])) == (True, "id-1", 256)
+
+
 @dataclass
 class Login:
     """A value whose text masks what it holds."""
