@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from mirror.oci.errors import StorageError
 from mirror.singleflight import SingleFlight
 from mirror.store.checks import Checks
 from mirror.store.files import Files, SharedFile, let_go, write_some
-from mirror.store.ledger import Ledger
+from mirror.store.part import Part
 from mirror.store.shelves import DIRECTORIES, BlobEntry, Directory, Shelves
 from mirror.store.spools import Leftover, Spool, origin_of, parse_spool_name, spool_name
 from mirror.store.threads import Threads
@@ -62,9 +63,9 @@ class BlobStore:
         clock: Callable[[], float] = time.time,
         *,
         patience: float = 10.0,
-        ledger: Ledger | None = None,
+        part: Part | None = None,
     ) -> None:
-        """`ledger`: what tells of the blobs that other processes bring and remove; None where there are none."""
+        """`part`: what of it is this process's own; None where there is no other one."""
         self.root = root
         self.files = files
         self.leftovers: dict[Digest, Leftover] = {}
@@ -79,9 +80,9 @@ class BlobStore:
         self._tidying = Threads("disk-tidy", _TIDY_THREADS)
         self._checking = Threads("disk-check", _CHECK_THREADS)
         self._hashing = Threads("hash", _HASH_THREADS)
-        self._unsettled = Unsettled(root / "unsettled", files)
-        self._ledger = ledger or Ledger()
-        self._shelves = Shelves(root, files, self._unsettled, self._share, self._ledger)
+        self._part = part or Part()
+        self._unsettled = Unsettled(root / f"unsettled{self._part.name}", files)
+        self._shelves = Shelves(root, files, self._unsettled, self._share, self._part.ledger)
         self.checks = Checks(self._shelves, self._unsettled, self._checking, self._tidying, patience=patience)
         self._looking = SingleFlight()
         self._uses: dict[Digest, float] = {}
@@ -91,22 +92,23 @@ class BlobStore:
 
     # Once.
 
-    async def open(self) -> bool:
+    async def open(self, suspects: Sequence[Digest] | None = None) -> bool:
         """Makes the directories, reads what an unclean stop left. Returns whether the last stop was clean.
 
-        Raises StorageError where the directory cannot be used at all.
+        `suspects`: what whoever keeps the store has found in doubt; None where that is us. Raises StorageError where
+        the directory cannot be used at all.
         """
-        clean = await self._tidying.run(self._open)
+        clean = await self._tidying.run(self._open, suspects)
         self._opened = True
         return clean
 
-    async def reopen(self) -> None:
+    async def reopen(self, suspects: Sequence[Digest] | None = None) -> None:
         """As `open`, on a directory that has come back or is a new one; spools under way stay what they are.
 
         Raises StorageError.
         """
         self.leftovers.clear()
-        await self._tidying.run(self._open)
+        await self._tidying.run(self._open, suspects)
 
     async def make_directories(self) -> None:
         """Makes again what somebody removed while we run. Raises StorageError."""
@@ -133,7 +135,7 @@ class BlobStore:
                 await asyncio.gather(*(pool.idle() for pool in pools))
                 if self._opened:
                     await self._tidying.run(self._unsettled.clear)
-            self._ledger.close()
+            self._part.ledger.close()
         except TimeoutError:
             raise StorageError("the disk does not answer") from OSError(errno.ETIMEDOUT, "no answer in time")
         finally:
@@ -146,7 +148,7 @@ class BlobStore:
     @property
     def net(self) -> int:
         """Bytes of blobs that came minus bytes that went since the first process began."""
-        return self._ledger.net
+        return self._part.ledger.net
 
     async def open_blob(self, digest: Digest) -> SharedFile | None:
         """The blob's file, or None where it is not held. Its first holder is the caller.
@@ -184,6 +186,21 @@ class BlobStore:
     def unflushed(self) -> int:
         """Uses noted and not yet written."""
         return len(self._uses)
+
+    def note_uses(self, uses: Iterable[tuple[Digest, float]]) -> None:
+        """Notes what another process has told of, at its moments in seconds since the epoch."""
+        for digest, used_at in uses:
+            used_at = max(used_at, self._uses.pop(digest, 0.0))
+            self._uses[digest] = used_at
+        while len(self._uses) > _MOST_USES:
+            del self._uses[next(iter(self._uses))]
+
+    def take_uses(self, most: int) -> list[tuple[Digest, float]]:
+        """At most so many of the noted uses, the oldest first, for another process to write; they are not ours then."""
+        taken = list(itertools.islice(self._uses.items(), most))
+        for digest, _ in taken:
+            del self._uses[digest]
+        return taken
 
     async def flush_uses(self) -> None:
         """Writes the noted uses as mtimes; until they are written they stay noted. Raises StorageError."""
@@ -276,6 +293,23 @@ class BlobStore:
         self.leftovers.pop(digest, None)
         return leftover.size
 
+    @property
+    def left_over(self) -> int:
+        """Bytes in leftover spools."""
+        return sum(leftover.size for leftover in self.leftovers.values())
+
+    async def drop_leftovers(self, need: int) -> int:
+        """Removes leftover spools of together `need` bytes, if there are as many; returns what was freed."""
+        freed = 0
+        for digest in list(self.leftovers):
+            if freed < need and digest in self.leftovers:
+                freed += await self.discard_leftover(digest)
+        return freed
+
+    async def spools_of(self, slot: int) -> int:
+        """The bytes of all spools that the worker in this slot has written, or will find."""
+        return await self._tidying.run(self._spools_of, slot)
+
     # The disk, and work for others.
 
     async def free(self) -> tuple[int, int]:
@@ -307,25 +341,30 @@ class BlobStore:
         for part in ("blobs/sha256", "blobs/sha512", "spool"):
             self.files.mkdir(self.root / part)
 
-    def _open(self) -> bool:
+    def _open(self, suspects: Sequence[Digest] | None) -> bool:
         self._make_directories()
-        unsettled = self._unsettled.load()
-        if unsettled > _MOST_SUSPECTS:
-            # Of many crashes in a row. Who was evicted before the last one would be suspected for ever.
-            for suspect in self._unsettled.suspects:
-                if not self._shelves.size(suspect):
-                    self._unsettled.settle(suspect)
+        clean = self._read_journals() if suspects is None else self._unsettled.resume(suspects)
         for made in (self.root / "blobs", self.root):
             self.files.fsync_directory(made)
         for name, size, _ in self.files.scan(self.root / "spool"):
             digest, origin = parse_spool_name(name)
             path = self.root / "spool" / name
-            if path in self._spools:
+            if path in self._spools or not self._part.owns(origin):
                 continue
             if digest is None or size < _RESUMABLE or digest in self.leftovers or self._shelves.size(digest):
                 self.files.unlink(path)
             else:
                 self.leftovers[digest] = Leftover(path, size, origin)
+        return clean
+
+    def _read_journals(self) -> bool:
+        """Whether they are empty, as after a clean stop."""
+        unsettled = self._unsettled.load(gather=not self._opened)
+        if unsettled > _MOST_SUSPECTS:
+            # Of many crashes in a row. Who was evicted before the last one would be suspected for ever.
+            for suspect in self._unsettled.suspects:
+                if not self._shelves.size(suspect):
+                    self._unsettled.settle(suspect)
         return unsettled == 0
 
     def _remove_unused(self, entries: Sequence[BlobEntry]) -> list[int]:
@@ -367,6 +406,8 @@ class BlobStore:
         return entry if noted <= entry.used_at else replace(entry, used_at=noted)
 
     def _create_spool(self, digest: Digest, host: str) -> Spool:
+        if not self._part.owns(origin_of(host)):  # who is started again there would take it for a leftover
+            raise StorageError(f"another process fetches from {host}")
         path = self.root / "spool" / spool_name(digest, host)
         fd = self.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._spools.add(path)
@@ -384,6 +425,13 @@ class BlobStore:
             self.files.unlink(path)
             raise
         return spool
+
+    def _spools_of(self, slot: int) -> int:
+        return sum(
+            size
+            for name, size, _ in self.files.scan(self.root / "spool")
+            if replace(self._part, slot=slot).owns(parse_spool_name(name)[1])
+        )
 
     def _give_back(self, spool: Spool, leftover: Leftover) -> None:
         spool.file.release()

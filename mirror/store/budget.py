@@ -15,7 +15,7 @@ from mirror.metrics import Metrics
 from mirror.oci.errors import StorageError
 from mirror.singleflight import SingleFlight
 from mirror.store.blobs import BlobStore
-from mirror.store.room import Reservation
+from mirror.store.room import Holder, Reservation
 from mirror.store.shelves import BlobEntry
 from mirror.store.trouble import Trouble
 from mirror.store.victims import Oldest
@@ -67,6 +67,8 @@ class Budget:
         self._known = False
         self.counted = False
         """Whether a scan of this process has counted the blobs."""
+        self.holders: list[Holder] = [blobs]
+        """Who has leftover spools."""
         self.records = 0
         """Bytes that the records take, as last measured."""
         metrics.cache_max_bytes.set(storage.max_size)
@@ -142,7 +144,9 @@ class Budget:
 
         Raises StorageError.
         """
-        freed = await self._drop_leftovers(need)
+        freed = 0
+        for holder in self.holders:
+            freed += await holder.drop_leftovers(need - freed) if freed < need else 0
         scanned_in_vain = False
         while freed < need:
             if self._victims:
@@ -183,7 +187,7 @@ class Budget:
 
     @property
     def _left_over(self) -> int:
-        return sum(leftover.size for leftover in self._blobs.leftovers.values())
+        return sum(holder.left_over for holder in self.holders)
 
     def _end(self, reservation: Reservation) -> None:
         """Takes a reservation off the books: its bytes are a blob now, or nothing."""
@@ -256,10 +260,3 @@ class Budget:
                 self._metrics.eviction_age.observe(max(0.0, self._clock() - victim.used_at))
         self.show()
         return sum(sizes)
-
-    async def _drop_leftovers(self, need: int) -> int:
-        freed = 0
-        for digest in list(self._blobs.leftovers):
-            if freed < need and digest in self._blobs.leftovers:
-                freed += await self._blobs.discard_leftover(digest)
-        return freed

@@ -35,3 +35,14 @@ class Room(Protocol):
 
         Raises StorageError.
         """
+
+
+class Holder(Protocol):
+    """Who has spools of an earlier process, which take room until they are resumed or dropped."""
+
+    @property
+    def left_over(self) -> int:
+        """Their bytes."""
+
+    async def drop_leftovers(self, need: int) -> int:
+        """Removes some of together `need` bytes, if there are as many; returns what was freed."""

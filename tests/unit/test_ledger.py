@@ -14,6 +14,7 @@ import pytest
 
 from mirror.store.blobs import BlobStore
 from mirror.store.ledger import DIRECTORIES, Ledger, share
+from mirror.store.part import Part
 from tests.faulty import FaultyFiles
 from tests.storing import bytes_in, content, put
 
@@ -109,7 +110,7 @@ def test_a_turn_ends_with_its_process(shared: int) -> None:
 
 async def test_a_survey_counts_what_others_bring_and_remove(shared: int, tmp_path: Path) -> None:
     """Base and net are what is on the disk, whoever wrote it, and whenever the survey was made."""
-    keeper, worker = (BlobStore(tmp_path, FaultyFiles(), ledger=Ledger(shared, writer)) for writer in range(2))
+    keeper, worker = (BlobStore(tmp_path, FaultyFiles(), part=Part(Ledger(shared, writer))) for writer in range(2))
     for store in (keeper, worker):
         await store.open()
     first = await put(worker, content(1))

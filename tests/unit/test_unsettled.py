@@ -213,3 +213,98 @@ def test_threads_may_add_at_once(journal: Unsettled, tmp_path: Path) -> None:
         thread.join()
 
     assert suspects(tmp_path) == set(DIGESTS)
+
+
+# Several processes
+
+
+def beside(tmp_path: Path, slot: int, suspects: tuple[Digest, ...] = ()) -> Unsettled:
+    """The journal of a worker."""
+    made = Unsettled(tmp_path / f"unsettled.{slot}", FaultyFiles())
+    made.resume(suspects)
+    return made
+
+
+def test_a_crash_of_all_suspects_what_any_of_them_wrote(journal: Unsettled, tmp_path: Path) -> None:
+    """The first of the next processes reads every journal, and moves them into its own."""
+    journal.add(DIGESTS[0])
+    beside(tmp_path, 0).add(DIGESTS[1])
+    beside(tmp_path, 11).add(DIGESTS[2])
+    (tmp_path / "unsettled.elsewhere").write_text(f"\n{DIGESTS[3]}")
+
+    after = Unsettled(tmp_path / "unsettled", FaultyFiles())
+
+    assert after.load(gather=True) == 3
+    assert set(after.suspects) == set(DIGESTS[:3])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["unsettled", "unsettled.elsewhere"]
+    assert suspects(tmp_path) == set(DIGESTS[:3])
+
+
+def test_gathered_lines_are_safe_before_the_others_go(journal: Unsettled, disk: FaultyFiles, tmp_path: Path) -> None:
+    """A power loss at any moment leaves each of them in one journal at least."""
+    beside(tmp_path, 1).add(DIGESTS[1])
+    disk.log.clear()
+
+    assert journal.load(gather=True) == 1
+
+    changes = [method for method, _ in disk.log if method in ("write", "fsync", "rename", "fsync_directory", "unlink")]
+    assert changes == ["write", "fsync", "rename", "fsync_directory", "fsync", "unlink"]
+
+
+def test_what_cannot_be_gathered_is_suspect_all_the_same(journal: Unsettled, disk: FaultyFiles, tmp_path: Path) -> None:
+    """A full disk keeps nobody from beginning; a clean stop forgets nothing that was not verified."""
+    journal.add(DIGESTS[0])
+    beside(tmp_path, 1).add(DIGESTS[1])
+    disk.fail(errno.ENOSPC, "write")
+    assert journal.load(gather=True) == 2
+    worker = beside(tmp_path, 1, journal.suspects)
+    worker.add(DIGESTS[2])
+
+    worker.settle(DIGESTS[0])
+    worker.clear()
+    journal.settle(DIGESTS[0])
+    journal.clear()
+
+    assert suspects(tmp_path) == {DIGESTS[1]}
+
+
+def test_who_is_started_again_suspects_what_it_is_told_to(tmp_path: Path) -> None:
+    """What a worker wrote before it died is whole while the machine stays up, and in doubt when the power fails."""
+    beside(tmp_path, 1).add(DIGESTS[0])
+
+    again = beside(tmp_path, 1, (DIGESTS[5],))
+    again.add(DIGESTS[1])
+
+    assert again.suspects == (DIGESTS[5],)
+    assert suspects(tmp_path) == set(DIGESTS[:2])
+    again.clear()
+    assert suspects(tmp_path) == set()
+
+
+def test_a_worker_that_is_started_again_compacts_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the suspects, which another journal keeps, but what its lives have written last."""
+    monkeypatch.setattr(unsettled, "_COMPACT_AT", 20)
+    monkeypatch.setattr(unsettled, "_KEEP", 5)
+    for start in range(1, 41, 8):
+        worker = beside(tmp_path, 1, (DIGESTS[0],))
+        for digest in DIGESTS[start : start + 8]:
+            worker.add(digest)
+
+    lines = (tmp_path / "unsettled.1").read_text().split()
+    assert len(lines) <= 20
+    assert lines[-5:] == [str(digest) for digest in DIGESTS[36:41]]
+    assert str(DIGESTS[0]) not in lines
+
+
+def test_who_wants_to_know_hears_what_is_settled(journal: Unsettled, tmp_path: Path) -> None:
+    """Once for each suspect, so that nobody else verifies it again."""
+    journal.add(DIGESTS[0])
+    worker = beside(tmp_path, 1, (DIGESTS[0],))
+    heard: list[Digest] = []
+    worker.settled = heard.append
+
+    for _ in range(2):
+        worker.settle(DIGESTS[0])
+    worker.settle(DIGESTS[1])
+
+    assert heard == [DIGESTS[0]]
