@@ -22,9 +22,11 @@ from mirror.api.connections import Answer, AtOnce, HttpServer, Limits
 from mirror.api.forwarded import Proxies
 from mirror.api.listener import Listener
 from mirror.api.middleware import Traffic
+from mirror.api.secured import Entrance
 from mirror.api.sender import Sender
+from mirror.api.tls import server_context
 from mirror.cache import Cache
-from mirror.config import Address, Settings
+from mirror.config import Settings
 from mirror.download import Downloads
 from mirror.engine import Engine
 from mirror.metrics import Metrics
@@ -42,8 +44,6 @@ from mirror.store.upkeep import Upkeep
 _ADMIN_CONNECTIONS = 256
 """To the admin port, which has few clients, and must have a place for them when the other one is crowded."""
 _MOST_DESCRIPTORS = 1 << 20
-_SECRET_BYTES = 16 << 20
-"""Of tokens and challenges: how long one is, and the names by which it is found, is an upstream's choice."""
 _CANCEL_SECONDS = 0.1
 """What a handler that is cut off gets to let go of its things."""
 _HANGING_SECONDS = 5.0
@@ -100,6 +100,7 @@ class Mirror:
         self.traffic.ready = self._engine.ready
         self._admin = AdminApi(self.metrics, self._keeper.trouble, lambda: self.traffic.draining)
         self._listener: Listener | None = None
+        self._entrance: Entrance | None = None
         self._closing = AsyncExitStack()
         """What is to be let go of, in the reverse order of its making."""
         self._stopping = asyncio.Lock()
@@ -149,8 +150,9 @@ class Mirror:
         try:
             await self._keeper.open()
             self._keeper.begin()
-            self._listener, self.port = await self._listen(self._registry_runner(), self.settings.listen)
-            _, self.admin_port = await self._listen(self._admin_runner(), self.settings.admin_listen)
+            self._listener = self._keep(self._registry_listener())
+            self.port = await self._listener.open(self.settings.listen)
+            self.admin_port = await self._keep(self._admin_listener()).open(self.settings.admin_listen)
         except BaseException:
             await self.stop()
             raise
@@ -185,23 +187,11 @@ class Mirror:
 
     # Starting.
 
-    async def _listen(self, runner: web.BaseRunner, address: Address) -> tuple[Listener, int]:
-        listener = Listener(runner)
+    def _keep(self, listener: Listener) -> Listener:
         self._closing.push_async_callback(listener.close)
-        return listener, await listener.open(address)
+        return listener
 
-    def _runner(self, answer: Answer, admission: Admission, at_once: AtOnce | None = None) -> web.BaseRunner:
-        timeouts = self.settings.timeouts
-        server = HttpServer(
-            answer,
-            at_once=at_once,
-            malformed=self.traffic.malformed,
-            limits=Limits(request=timeouts.request, idle=timeouts.idle, stall=timeouts.client),
-            admission=admission,
-        )
-        return web.ServerRunner(server, shutdown_timeout=_CANCEL_SECONDS)
-
-    def _registry_runner(self) -> web.BaseRunner:
+    def _registry_listener(self) -> Listener:
         admission = Admission(
             places(self.settings.max_connections),
             self.settings.max_connections_per_client,
@@ -209,16 +199,29 @@ class Mirror:
             refused=self.metrics.connections_refused,
             present=self.metrics.connections,
         )
-        return self._runner(self.traffic.around(self._engine.registry.handle), admission, self.traffic.at_once)
+        server = self._http_server(self.traffic.around(self._engine.registry.handle), admission, self.traffic.at_once)
+        context = server_context(self.settings.tls)
+        self._entrance = Entrance(server, context) if context is not None else None
+        return Listener(_runner(server), self._entrance)
 
-    def _admin_runner(self) -> web.BaseRunner:
+    def _admin_listener(self) -> Listener:
         admission = Admission(
             _ADMIN_CONNECTIONS,
             _ADMIN_CONNECTIONS,
             is_proxy=self._proxies.trusts,
             refused=self.metrics.connections_refused,
         )
-        return self._runner(self._admin.handle, admission)
+        return Listener(_runner(self._http_server(self._admin.handle, admission)))
+
+    def _http_server(self, answer: Answer, admission: Admission, at_once: AtOnce | None = None) -> HttpServer:
+        timeouts = self.settings.timeouts
+        return HttpServer(
+            answer,
+            at_once=at_once,
+            malformed=self.traffic.malformed,
+            limits=Limits(request=timeouts.request, idle=timeouts.idle, stall=timeouts.client),
+            admission=admission,
+        )
 
     # Stopping.
 
@@ -247,6 +250,10 @@ class Mirror:
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
+
+
+def _runner(server: HttpServer) -> web.BaseRunner:
+    return web.ServerRunner(server, shutdown_timeout=_CANCEL_SECONDS)
 
 
 def serve(settings: Settings, *, files: Files | None = None) -> int:

@@ -18,6 +18,7 @@ from mirror.metrics import Metrics
 from mirror.oci.digest import Digest
 from mirror.server import Mirror
 from mirror.store.files import Files
+from tests.certificates import client_tls
 from tests.upstream import FakeRegistry
 
 SHRINK = 20
@@ -110,8 +111,9 @@ class RunningMirror:
         except BaseException:
             await self.app.stop()
             raise
+        connector = aiohttp.TCPConnector(limit=0, ssl=client_tls())
         self._session = aiohttp.ClientSession(
-            auto_decompress=False, connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+            auto_decompress=False, connector=connector, cookie_jar=aiohttp.DummyCookieJar()
         )
 
     async def stop(self, **how: float) -> None:
@@ -128,7 +130,8 @@ class RunningMirror:
     @property
     def url(self) -> str:
         """Of the registry API, without a final slash."""
-        return f"http://127.0.0.1:{self.app.port}"
+        scheme = "https" if self.settings.tls.certificate is not None else "http"
+        return f"{scheme}://127.0.0.1:{self.app.port}"
 
     @property
     def admin_url(self) -> str:

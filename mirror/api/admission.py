@@ -14,8 +14,9 @@ _DESCRIPTORS_EACH = 3
 """A connection's own, its duplicate while a thread sends on it, and the file that it is sent."""
 _RESERVE = 2560
 """Descriptors for everything else: connections to upstreams, spools, records, those who are turned away."""
+_TOO_MANY = refusal(503, "UNAVAILABLE", "there are too many connections; come back later")
 _LINGERING = 256
-"""Clients who may be hearing at the same time that there is no place; any more are cut off without a word."""
+"""Clients who may be hearing at the same time that they are not served; any more are cut off without a word."""
 _LINGER_SECONDS = 2.0
 
 
@@ -58,11 +59,17 @@ class Admission:
         reason = self._full(client)
         if reason is not None:
             self._refused.labels(reason).inc()
-            self._turn_away(transport)
+            self.turn_away(transport, _TOO_MANY)
             return None
-        self._by_client[client] = self._by_client.get(client, 0) + 1
-        self._note(1)
+        self._add(client)
         return client
+
+    def come(self, client: str) -> bool:
+        """Counts a connection before it is one, so that it need not `enter` later. False: there is no place for it."""
+        if self._full(client) is not None:
+            return False
+        self._add(client)
+        return True
 
     def leave(self, client: str) -> None:
         """A connection that had entered is over."""
@@ -71,6 +78,13 @@ class Admission:
             self._by_client[client] = left
         self._note(-1)
 
+    def turn_away(self, transport: asyncio.Transport, answer: bytes) -> None:
+        """Answers a connection that does not count, and ends it; without a word where there are too many of them."""
+        if len(self._lingering) >= _LINGERING:
+            transport.abort()
+        else:
+            self._lingering.add(_TurnedAway(transport, answer, self._lingering.discard))
+
     def _full(self, client: str) -> str | None:
         if self._count >= self._most:
             return "total"
@@ -78,27 +92,26 @@ class Admission:
             return "client"
         return None
 
+    def _add(self, client: str) -> None:
+        self._by_client[client] = self._by_client.get(client, 0) + 1
+        self._note(1)
+
     def _note(self, change: int) -> None:
         self._count += change
         if self._present is not None:
             self._present.set(self._count)
 
-    def _turn_away(self, transport: asyncio.Transport) -> None:
-        if len(self._lingering) >= _LINGERING:
-            transport.abort()
-        else:
-            self._lingering.add(_TurnedAway(transport, self._lingering.discard))
-
 
 class _TurnedAway(asyncio.Protocol):
-    """Answers the first thing it hears by a 503, drops the rest, and is gone with the client or after a moment.
+    """Answers the first thing it hears, drops the rest, and is gone with the client or after a moment.
 
     An answer before there is a question is a protocol error to some clients, and a close with unread bytes a reset
     that can overtake the answer.
     """
 
-    def __init__(self, transport: asyncio.Transport, gone: Callable[[_TurnedAway], None]) -> None:
+    def __init__(self, transport: asyncio.Transport, answer: bytes, gone: Callable[[_TurnedAway], None]) -> None:
         self._transport = transport
+        self._answer = answer
         self._gone = gone
         self._timer = asyncio.get_running_loop().call_later(_LINGER_SECONDS, transport.abort)
         self._answered = False
@@ -108,8 +121,8 @@ class _TurnedAway(asyncio.Protocol):
         if self._answered:
             return
         self._answered = True
-        answer = refusal(503, "UNAVAILABLE", "there are too many connections; come back later")
-        self._transport.write(answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if data.startswith(b"HEAD ") else answer)
+        head, end, _ = self._answer.partition(b"\r\n\r\n")
+        self._transport.write(head + end if data.startswith(b"HEAD ") else self._answer)
         if self._transport.can_write_eof():
             self._transport.write_eof()
 

@@ -99,9 +99,9 @@ class HttpServer(web.Server):
         self.limits = limits
         self.admission = admission
 
-    def __call__(self) -> web.RequestHandler:
-        """The protocol of one more connection."""
-        return _Connection(self, loop=self._loop, **self._kwargs)
+    def __call__(self, client: str | None = None) -> _Connection:
+        """The protocol of one more connection; `client` is the address under which it has been counted already."""
+        return _Connection(self, client, loop=self._loop, **self._kwargs)
 
 
 async def taken(sending: Awaitable[object]) -> None:
@@ -137,10 +137,10 @@ class _Connection(web.RequestHandler):
 
     __slots__ = ("_body", "_client", "_departure", "_head_bytes", "_head_timer", "_server")
 
-    def __init__(self, server: HttpServer, **options: Any) -> None:
+    def __init__(self, server: HttpServer, client: str | None, **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
-        self._client: str | None = None
+        self._client = client
         """Its address, while the connection counts."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
@@ -152,7 +152,8 @@ class _Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._client = self._server.admission.enter(transport)
+        if self._client is None:
+            self._client = self._server.admission.enter(transport)
         if self._client is None:
             return
         # Every drain then waits until the kernel has everything: an answer is over when it has left us.
@@ -166,13 +167,17 @@ class _Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._head_is_there()
-        if self._client is not None:
-            self._server.admission.leave(self._client)
-            self._client = None
+        self.leave()
         if self._departure is not None:
             departure, self._departure = self._departure, None
             departure.over(gone=True)
         super().connection_lost(exc)
+
+    def leave(self) -> None:
+        """It counts no longer. Idempotent."""
+        client, self._client = self._client, None
+        if client is not None:
+            self._server.admission.leave(client)
 
     def data_received(self, data: bytes) -> None:
         before = self._request_count

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
+from mirror.api.secured import Entrance
 from mirror.config import Address
 from mirror.sockets import Listening, bind
 
@@ -16,10 +17,11 @@ where no descriptor is left; but of a crowd that comes at once the last one wait
 
 
 class Listener:
-    """Accepts connections for the server of an aiohttp runner."""
+    """Accepts connections for the server of an aiohttp runner; over TLS where there is an `entrance` to it."""
 
-    def __init__(self, runner: web.BaseRunner) -> None:
+    def __init__(self, runner: web.BaseRunner, entrance: Entrance | None = None) -> None:
         self._runner = runner
+        self._entrance = entrance
         self._servers: list[asyncio.Server] = []
 
     async def open(self, address: Address) -> int:
@@ -37,7 +39,7 @@ class Listener:
         for each in sockets:
             # Begun in a second step: asyncio forgets a listening socket when it is cancelled in the last one.
             server = await loop.create_server(
-                self._runner.server, sock=each, backlog=ACCEPTED_AT_ONCE, start_serving=False
+                self._entrance or self._runner.server, sock=each, backlog=ACCEPTED_AT_ONCE, start_serving=False
             )
             self._servers.append(server)
         for server in self._servers:
@@ -54,6 +56,8 @@ class Listener:
             await asyncio.sleep(0)
             for server in servers:
                 server.close()
+        if self._entrance is not None:
+            self._entrance.close()
         if self._runner.server is not None:
             self._runner.server.pre_shutdown()
 

@@ -121,6 +121,8 @@ class Sender:
         if isinstance(piece, BytesPiece):
             return await _bytes(response, memoryview(piece.data)[:limit], exchange)
         try:
+            if client.is_secured:
+                return await self._through_transport(response, piece, min(limit, piece.count, _PART), exchange)
             return await self._file(client, piece, min(limit, piece.count, _STEP))
         except _StorageFailed as error:
             body.storage_failed(error.cause)
@@ -141,11 +143,29 @@ class Sender:
             self._trouble.note("blobs", error)
             raise
 
+    async def _through_transport(
+        self, response: web.StreamResponse, piece: FilePiece, count: int, exchange: Exchange
+    ) -> int:
+        """Over TLS the bytes have to come through here. Raises _StorageFailed."""
+        try:
+            data = await self._read(piece, count)
+        except StorageError as error:
+            self._trouble.note("blobs", error)
+            raise
+        if not data:
+            raise _StorageFailed(OSError(errno.EIO, "the file is shorter than it was"))
+        return await _bytes(response, memoryview(data), exchange)
+
     async def _load(self, piece: FilePiece, count: int) -> None:
         """Has bytes read into the page cache. Raises _StorageFailed."""
+        await self._read(piece, count)
+
+    async def _read(self, piece: FilePiece, count: int) -> bytes:
         file = piece.file
         try:
-            await self._loading.run(file.files.read, file.fd, count, piece.offset, limit=self._patience, holding=file)
+            return await self._loading.run(
+                file.files.read, file.fd, count, piece.offset, limit=self._patience, holding=file
+            )
         except StorageError as error:
             if not isinstance(error.__cause__, OSError):
                 raise
@@ -202,6 +222,12 @@ class _ClientSocket:
         self._patience = patience
         self._socket: socket.socket | None = None
         self._step: asyncio.Future[int] | None = None
+
+    @property
+    def is_secured(self) -> bool:
+        """Whether bytes have to be encrypted on their way to it."""
+        transport = self._request.transport
+        return transport is not None and transport.get_extra_info("sslcontext") is not None
 
     async def send_file(self, piece: FilePiece, count: int, *, cold: bool = True) -> int:
         """Sends some of `count` bytes, waiting for the client to take more where it took less; returns how many.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
+from mirror.config.certificates import certificate_ends, wrong_certificate, wrong_key
 from mirror.config.fields import Address
 from mirror.config.mistakes import dotted, shown
-from mirror.config.models import Settings, Timeouts
+from mirror.config.models import Settings, Timeouts, Tls
 from mirror.config.names import HUB, find_entry, without_port
 from mirror.config.source import KeyPath
 from mirror.config.units import format_duration
@@ -24,6 +27,7 @@ def check(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     if find_entry(settings.default_upstream, settings.upstreams, WELL_KNOWN) is None:
         found = shown(settings.default_upstream)
         yield ("default_upstream",), f"is {found}; expected a registry in upstreams or a well-known public one"
+    yield from _check_tls(settings.tls)
     yield from _check_timeouts(settings.timeouts)
     yield from _check_hosts(settings)
     for entry, upstream in settings.upstreams.items():
@@ -31,6 +35,32 @@ def check(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
             yield ("upstreams", entry, "password_file"), trouble
         if upstream.ca_file is not None and (trouble := _unreadable(upstream.ca_file) or _no_pem(upstream.ca_file)):
             yield ("upstreams", entry, "ca_file"), trouble
+
+
+def warnings(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
+    """Yields the key and a predicate for what can be used, but is hardly meant; reads the files that are named."""
+    if settings.tls.certificate is not None and (ends := certificate_ends(settings.tls.certificate)) < time.time():
+        when = datetime.fromtimestamp(ends, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        yield ("tls", "certificate"), f"is {shown(settings.tls.certificate)}, which expired on {when}"
+
+
+def _check_tls(tls: Tls) -> Iterator[tuple[KeyPath, str]]:
+    certificate, key = tls.certificate, tls.key or tls.certificate
+    for name in ("key", "client_ca"):
+        if certificate is None and getattr(tls, name) is not None:
+            yield ("tls", name), f"is {shown(getattr(tls, name))}, without a certificate; expected tls.certificate, too"
+    if certificate is None or key is None:
+        return
+    if trouble := _unreadable(certificate) or _wrong(certificate, wrong_certificate(certificate), "certificates"):
+        yield ("tls", "certificate"), trouble
+    elif trouble := _unreadable(key) or _wrong(key, wrong_key(key, certificate), "the certificate's key, unencrypted"):
+        yield ("tls", "key" if tls.key is not None else "certificate"), trouble
+    if tls.client_ca is not None and (trouble := _unreadable(tls.client_ca) or _no_pem(tls.client_ca)):
+        yield ("tls", "client_ca"), trouble
+
+
+def _wrong(path: Path, what: str | None, expected: str) -> str | None:
+    return None if what is None else f"is {shown(path)}, which {what}; expected a PEM file with {expected}"
 
 
 def _check_timeouts(timeouts: Timeouts) -> Iterator[tuple[KeyPath, str]]:
