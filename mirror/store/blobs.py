@@ -221,6 +221,17 @@ class BlobStore:
         """
         return await self._tidying.run(self._survey, directories, show)
 
+    # What is in doubt.
+
+    def when_settled(self, callback: Callable[[Digest], object]) -> None:
+        """Has `callback` hear, in whatever thread, of each blob that was in doubt and is no more."""
+        self._unsettled.settled = callback
+
+    async def settle(self, digest: Digest) -> None:
+        """Another process has verified, replaced or removed the blob."""
+        if self.checks.is_suspect(digest):
+            await self._tidying.run(self._unsettled.settle, digest)
+
     # Spools.
 
     async def create_spool(self, digest: Digest, host: str) -> Spool:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mirror.oci.errors import StorageError
-from mirror.store.lock import DataLock
+from mirror.store.lock import DataLock, identity_in
 from mirror.store.threads import Threads
 
 _DIRECTORIES = ("", "blobs", "blobs/sha256", "blobs/sha512", "spool", "records")
@@ -50,6 +50,11 @@ class Home:
     def accept(self) -> None:
         """The other directory was looked through: it is the one from now on."""
         self._changed = False
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """What tells our directory from any other that may stand in its place."""
+        return self._lock.identity if self._lock is not None else (0, 0)
 
     def check(self) -> None:
         """Raises OSError where the directory is not the one that we have locked. Blocks."""
@@ -99,6 +104,30 @@ class Home:
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.release()
+
+
+class SharedHome:
+    """The directory that another process of ours has locked, and told us of: `identity`."""
+
+    def __init__(self, root: Path, *, patience: float = 10.0) -> None:
+        """`patience`: seconds to wait for the disk."""
+        self.identity = (0, 0)
+        self._root = root
+        self._patience = patience
+        self._threads = Threads("home", 1)
+
+    def check(self) -> None:
+        """Raises OSError where there is another directory in its place, or none. Blocks."""
+        if identity_in(self._root) != self.identity:
+            raise OSError(errno.ENODEV, "the data directory is gone", str(self._root))
+
+    async def look(self) -> None:
+        """As `check`, in a thread. Raises StorageError."""
+        await self._threads.run(self.check, limit=self._patience)
+
+    def close(self) -> None:
+        """Looks no more."""
+        self._threads.close()
 
 
 def mistake(root: Path, error: OSError) -> StorageError:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 
 import structlog
 
+from mirror.channel import Channel
 from mirror.config import Storage
 from mirror.metrics import Metrics
 from mirror.oci.errors import StorageError
@@ -16,6 +18,9 @@ from mirror.store.budget import Budget
 from mirror.store.files import Files
 from mirror.store.generations import Generations
 from mirror.store.home import Home, mistake
+from mirror.store.landlord import Landlord
+from mirror.store.ledger import Ledger, share
+from mirror.store.part import Part
 from mirror.store.records import Records
 from mirror.store.scrub import Scrub
 from mirror.store.trouble import Trouble
@@ -38,16 +43,23 @@ class Keeper:
         files: Files | None = None,
         clock: Callable[[], float] = time.time,
         patience: float = 10.0,
+        workers: int = 1,
     ) -> None:
+        """`workers`: how many processes it is kept for, each of which comes in by `admit`; 1: this one alone."""
         self._storage = storage
+        self.shared_fd = share(workers + 1) if workers > 1 else None
+        """Memory that every worker's `Lodger` needs, for it to inherit."""
+        part = Part(Ledger(self.shared_fd), slots=workers) if workers > 1 else Part()
         self.trouble = Trouble(metrics, time.monotonic)
-        self.blobs = BlobStore(storage.path, files or Files(), clock, patience=patience)
+        self.blobs = BlobStore(storage.path, files or Files(), clock, patience=patience, part=part)
         self._home = Home(storage.path, patience=patience)
         self.records = Records(storage.path / "records", self.trouble, check_home=self._home.check)
-        self.generations = Generations()
+        self.generations = Generations(self.shared_fd)
         self.room = self.budget = Budget(storage, self.blobs, self.trouble, metrics, clock=clock)
         self.upkeep = Upkeep(storage, self._home, self.blobs, self.budget, self.records, self.trouble, metrics)
         self.scrub = Scrub(storage.scrub_rate, self.blobs, self.records, self.trouble, metrics, clock=clock)
+        self._landlord = Landlord(self._home, self.blobs, self.budget, self.upkeep, self.trouble)
+        self._workers = workers if workers > 1 else 0
         self._chores: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
@@ -61,8 +73,18 @@ class Keeper:
             raise
         if not clean:
             _log.warning("the last stop was not clean; the youngest blobs are verified before they are served")
+        await self._landlord.open(self._workers)
         await self.records.open()
         await self.upkeep.begin(clean=clean)
+
+    def admit(self, slot: int, channel: Channel) -> None:
+        """Lets a worker's lodger in, by the channel to its process, until that is closed; after `open`."""
+        self._landlord.admit(slot, channel)
+
+    @property
+    def reasons(self) -> list[str]:
+        """What is wrong with the disk, as we see it and as the workers do."""
+        return self.trouble.reasons + self._landlord.reasons
 
     def begin(self) -> None:
         """Begins the chores."""
@@ -70,9 +92,11 @@ class Keeper:
         self._chores = [asyncio.create_task(chore.run(), name=type(chore).__name__) for chore in chores]
 
     async def close(self) -> None:
-        """Ends the chores and writes out what is to be found again; after the last download. Idempotent, and safe after
-        an `open` that went half way.
+        """Ends the chores and writes out what is to be found again; after the last download and the last worker.
+
+        Idempotent, and safe after an `open` that went half way.
         """
+        await self._landlord.close()
         chores, self._chores = self._chores, []
         if chores:
             for task in chores:
@@ -87,3 +111,6 @@ class Keeper:
             self.trouble.note("blobs", error)
         await self.records.close()
         await self._home.release()
+        shared_fd, self.shared_fd = self.shared_fd, None
+        if shared_fd is not None:
+            os.close(shared_fd)

@@ -35,21 +35,32 @@ class DataLock:
         _sign(fd)
         return cls(fd)
 
+    @property
+    def identity(self) -> tuple[int, int]:
+        """What tells the file that we hold from any other: its device and its inode."""
+        if self._fd is None:
+            return 0, 0
+        status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino
+
     def is_of(self, root: Path) -> bool:
         """Whether `<root>/lock` is still the file that we hold. Raises OSError where that cannot be told. Blocks."""
-        if self._fd is None:
-            return False
-        try:
-            there = (root / "lock").stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return os.path.samestat(there, os.fstat(self._fd))
+        return self._fd is not None and identity_in(root) == self.identity
 
     def release(self) -> None:
         """Lets the next process in. Idempotent."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
+
+
+def identity_in(root: Path) -> tuple[int, int] | None:
+    """The same of `<root>/lock`, whoever holds it; None where there is none. Blocks. Raises OSError."""
+    try:
+        status = (root / "lock").stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _sign(fd: int) -> None:

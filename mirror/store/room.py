@@ -12,9 +12,17 @@ class Reservation:
     def __init__(self, size: int, ended: Callable[[Reservation], None]) -> None:
         self.size = size
         """Bytes promised."""
-        self.written = 0
-        """Bytes of it that are on the disk already, and so missing from the free space."""
+        self._written = 0
         self._ended = ended
+
+    @property
+    def written(self) -> int:
+        """Bytes of it that are on the disk already, and so missing from the free space."""
+        return self._written
+
+    @written.setter
+    def written(self, written: int) -> None:
+        self._written = written
 
     def end(self) -> None:
         """The fill became a blob, or left nothing behind."""

@@ -55,6 +55,8 @@ class Upkeep:
         self._written: int | None = None
         self._rounds = 0
         self._next_count = 0
+        self.moved: Callable[[], object] = lambda: None
+        """Called when another directory was taken up in the old one's place."""
 
     async def begin(self, *, clean: bool) -> None:
         """Takes up what the last process wrote down, so that fills need not wait for the first count.
@@ -65,6 +67,10 @@ class Upkeep:
         self._budget.records = self._ahead(await self._records.volume())
         if clean and written is not None and written.isdigit():
             self._budget.believe(int(written))
+
+    def recount(self) -> None:
+        """Has the next round count the blobs."""
+        self._next_count = self._rounds
 
     async def run(self) -> None:
         """Counts, then does a round every few seconds."""
@@ -114,11 +120,12 @@ class Upkeep:
         if await self._home.find():
             await self._blobs.reopen()
             self._home.accept()
-            self._next_count = self._rounds
+            self.recount()
+            self.moved()
             _log.warning("another data directory than before; it is used as it is", path=str(self._storage.path))
         elif self._trouble.met_by("blobs") == LOST:
             await self._blobs.make_directories()
-            self._next_count = self._rounds
+            self.recount()
 
     async def _count(self) -> None:
         if self._rounds >= self._next_count:

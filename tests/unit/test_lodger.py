@@ -1,0 +1,416 @@
+"""Workers share a store: nobody is promised what another one has, and none takes anything with it when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.channel import Channel
+from mirror.metrics import Metrics
+from mirror.oci.digest import Digest
+from mirror.oci.errors import StorageError
+from mirror.store.keeper import Keeper
+from mirror.store.remote_budget import RemoteBudget
+from tests.lodging import HOSTS, House, Worker
+from tests.storing import bytes_in, content, path_of, read, until
+
+KIB = 1 << 10
+MIB = 1 << 20
+NOW = 3_000_000_000.0
+
+Open = Callable[..., Awaitable[House]]
+
+
+@pytest.fixture
+async def open_house(tmp_path: Path) -> AsyncIterator[Open]:
+    """Opens a house with two workers."""
+    houses: list[House] = []
+
+    async def open_(**storage: Any) -> House:
+        now = iter(range(10**9))
+        house = House(tmp_path / "data", clock=lambda: NOW + next(now), **storage)
+        houses.append(house)
+        await house.start()
+        for slot in range(2):
+            await house.move_in(slot)
+        return house
+
+    yield open_
+    for house in houses:
+        await house.stop()
+
+
+def on_disk(house: House) -> int:
+    return bytes_in(house.storage.path / "blobs", house.storage.path / "spool")
+
+
+# Room
+
+
+async def test_all_workers_share_one_budget(open_house: Open) -> None:
+    """What one was promised another one does not get, until it is given back."""
+    house = await open_house(max_size=100 * KIB)
+    one, other = house.workers.values()
+    house.budget.records = 0
+    first = await one.reserve(50 * KIB)
+    second = await other.reserve(40 * KIB)
+
+    assert await one.lodger.room.reserve(11 * KIB) is None
+    assert house.budget.reserved == 90 * KIB
+    first.end()
+    first.end()
+    assert await other.lodger.room.extend(second, 50 * KIB)
+    assert not await other.lodger.room.extend(second, 51 * KIB)
+    second.end()
+    await other.told()
+    await one.told()
+    assert house.budget.reserved == 0
+
+
+async def test_what_a_worker_fetches_counts_for_all(open_house: Open) -> None:
+    """Blobs that workers bring are in the keeper's books at once, and go for those that others bring."""
+    house = await open_house(max_size=100 * KIB)
+    house.budget.records = 0
+    one, other = house.workers.values()
+    old = [await one.put(content(number, 20 * KIB)) for number in range(4)]
+    assert house.budget.committed == 80 * KIB
+
+    new = await other.put(content(9, 40 * KIB))
+
+    assert house.budget.committed == on_disk(house) <= 100 * KIB
+    assert await read(one.lodger.blobs, new) == content(9, 40 * KIB)
+    assert await read(other.lodger.blobs, old[0]) is None
+    assert await read(other.lodger.blobs, old[3]) is not None
+
+
+async def test_what_is_written_is_not_missing_twice(open_house: Open) -> None:
+    """Bytes that a fill has on the disk are gone from the free space already, and so not kept free for it again."""
+    house = await open_house(max_size=64 * MIB)
+    worker = house.workers[0]
+    room = await worker.reserve(20 * MIB)
+
+    room.written = 10 * MIB
+    await worker.told()
+
+    assert [held.written for held in house.budget._reservations] == [10 * MIB]
+    room.end()
+
+
+async def test_silence_lets_a_fill_pass_through() -> None:
+    """Nobody waits for a keeper that says nothing; room that it finds later goes back."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours)
+    budget = RemoteBudget(channel, silence=0.01)
+
+    assert await budget.reserve(10) is None
+    assert await budget.make_room(10, "emergency") == 0
+
+    heard: list[tuple[str, Any]] = []
+    late = Channel(theirs)
+
+    def hear(name: str) -> None:
+        late.on(name, lambda payload: heard.append((name, payload)))
+
+    for name in ("room.reserve", "room.make", "room.end"):
+        hear(name)
+    await until(lambda: len(heard) == 3)
+    assert heard == [("room.reserve", [1, 10]), ("room.end", 1), ("room.make", [10, "emergency"])]
+    await late.close()
+    assert await budget.reserve(10) is None
+    await channel.close()
+
+
+async def test_room_that_comes_too_late_goes_back(open_house: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever left while room was being made for it holds none."""
+    house = await open_house()
+    worker, gate, asked = house.workers[0], asyncio.Event(), asyncio.Event()
+    reserve = house.budget.reserve
+
+    async def slow(size: int) -> Any:
+        asked.set()
+        await gate.wait()
+        return await reserve(size)
+
+    monkeypatch.setattr(house.budget, "reserve", slow)
+    asking = asyncio.create_task(worker.lodger.room.reserve(10))
+    await asked.wait()
+    asking.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asking
+    await worker.told()
+    gate.set()
+    monkeypatch.undo()
+    room = await worker.reserve(20)  # answered after the other one
+
+    assert house.budget.reserved == 20
+    room.end()
+
+
+async def test_a_keeper_that_makes_room_is_not_silent(open_house: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eviction may take longer than the silence that a fill bears."""
+    house = await open_house()
+    worker = await house.move_in(1, silence=1.0)
+    reserve = house.budget.reserve
+
+    async def slow(size: int) -> Any:
+        await asyncio.sleep(1.2)
+        return await reserve(size)
+
+    monkeypatch.setattr(house.budget, "reserve", slow)
+    (await worker.reserve(10)).end()
+
+
+async def test_a_dead_worker_gives_its_room_back(open_house: Open) -> None:
+    """Its spools count instead, until the next one in its slot has looked; it can take them up."""
+    house = await open_house(max_size=8 * MIB)
+    house.budget.records = 0
+    data = content(1, 2 * MIB)
+    worker = house.workers[0]
+    await worker.reserve(3 * MIB)
+    (await worker.spool(data)).file.release()
+    held = await house.workers[1].reserve(1 * MIB)
+
+    await house.kill(0)
+    await until(lambda: house.budget.reserved == 1 * MIB)
+    assert house.budget.used == 3 * MIB == on_disk(house) + held.size
+
+    again = await house.move_in(0)
+    assert house.budget.used == 3 * MIB
+    room = await again.reserve(2 * MIB)
+    leftover = again.lodger.blobs.take_leftover(Digest.of(data), HOSTS[0])
+    assert leftover is not None
+    await again.commit(await again.lodger.blobs.resume_spool(Digest.of(data), leftover))
+    room.end()
+    held.end()
+    await house.workers[1].told()
+    await again.told()
+    assert house.budget.used == house.budget.committed == on_disk(house) == 2 * MIB
+
+
+async def test_a_death_while_room_is_made_leaves_no_promise(open_house: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would give it back."""
+    house = await open_house()
+    gate, asked = asyncio.Event(), asyncio.Event()
+    reserve = house.budget.reserve
+
+    async def slow(size: int) -> Any:
+        asked.set()
+        await gate.wait()
+        return await reserve(size)
+
+    monkeypatch.setattr(house.budget, "reserve", slow)
+    asking = asyncio.create_task(house.workers[0].lodger.room.reserve(10))
+    await asked.wait()
+    await house.kill(0)
+    gate.set()
+
+    assert await asking is None
+    await until(lambda: not house.budget.reserved)
+
+
+# Uses
+
+
+async def test_what_a_worker_has_used_is_spared(open_house: Open) -> None:
+    """Its uses reach whoever evicts, and are written as times of files by it alone."""
+    house = await open_house(max_size=100 * KIB)
+    house.budget.records = 0
+    one, other = house.workers.values()
+    first, second, third = [await one.put(content(number, 25 * KIB)) for number in range(3)]
+    one.lodger._tell_uses()
+    await one.told()
+    await house.keeper.blobs.flush_uses()
+    await house.budget.scan(100 * KIB)
+
+    other.lodger.blobs.touch(first)
+    other.lodger._tell_uses()
+    await other.put(content(7, 50 * KIB))
+
+    held = [path_of(house.storage.path, digest).exists() for digest in (first, second, third)]
+    assert held == [True, False, True]
+    assert other.lodger.blobs.unflushed == 1  # the blob that it has just put
+
+
+async def test_many_uses_are_told_in_parts(open_house: Open) -> None:
+    """However many there are, each comes with its moment, and none is kept."""
+    house = await open_house()
+    worker = house.workers[0]
+    digests = [Digest.of(str(number).encode(), "sha512" if number % 2 else "sha256") for number in range(2500)]
+    for digest in digests:
+        worker.lodger.blobs.touch(digest)
+    noted = dict(worker.lodger.blobs._uses)
+
+    worker.lodger._tell_uses()
+    await worker.told()
+
+    assert house.keeper.blobs._uses == noted
+    assert worker.lodger.blobs.unflushed == 0
+
+
+# Spools
+
+
+async def test_a_worker_writes_only_what_is_its_own(open_house: Open) -> None:
+    """A spool from an upstream that another worker asks could be taken for a leftover by that one."""
+    house = await open_house()
+    with pytest.raises(StorageError, match="another process") as failed:
+        await house.workers[0].lodger.blobs.create_spool(Digest.of(b""), HOSTS[1])
+    assert failed.value.__cause__ is None  # no trouble of the disk
+
+
+async def test_leftovers_are_found_by_their_owner(open_house: Open) -> None:
+    """A worker that begins leaves alone what the other one is writing, and what that one will look for."""
+    house = await open_house(max_size=20 * MIB)
+    house.budget.records = 0
+    data = [content(number, 2 * MIB) for number in range(2)]
+    for worker, blob in zip(list(house.workers.values()), data, strict=True):
+        await worker.reserve(2 * MIB)
+        (await worker.spool(blob)).file.release()
+    await house.kill(0)
+    again = await house.move_in(0)
+
+    assert list(again.lodger.blobs.leftovers) == [Digest.of(data[0])]
+    assert len(house.left("spool")) == 2
+    await until(lambda: house.budget.used == 4 * MIB)
+    assert await house.budget.make_room(1, "budget") == 2 * MIB  # not the one that is being written
+    assert house.left("spool")[0].startswith(f"sha256-{Digest.of(data[1]).hex}")
+    assert house.budget.used == 2 * MIB
+
+
+async def test_leftovers_count_before_any_worker_is_there(open_house: Open, tmp_path: Path) -> None:
+    """The promise holds from the first fill on."""
+    house = await open_house(max_size=20 * MIB)
+    for worker in house.workers.values():
+        (await worker.spool(content(worker.slot, 2 * MIB))).file.release()
+    await house.kill(0)
+    await house.kill(1)
+    await house.keeper.close()
+
+    after = House(tmp_path / "data", clock=house.clock, max_size=20 * MIB)
+    await after.start()
+    after.budget.records = 0
+    assert after.budget.used == 4 * MIB
+    for slot in range(2):
+        await after.move_in(slot)
+    assert after.budget.used == 4 * MIB
+    await after.stop()
+
+
+# Doubts
+
+
+async def test_what_all_have_committed_is_in_doubt_after_a_crash_of_all(open_house: Open, tmp_path: Path) -> None:
+    """Every worker verifies it before it serves it, and what one has verified the others believe."""
+    house = await open_house()
+    digests = [await worker.put(content(worker.slot)) for worker in house.workers.values()]
+    shutil.copytree(tmp_path / "data", tmp_path / "after")
+    path_of(tmp_path / "after", digests[1]).write_bytes(b"torn")
+
+    after = House(tmp_path / "after", clock=house.clock)
+    await after.start()
+    one, other = [await after.move_in(slot) for slot in range(2)]
+    assert set(one.lodger.blobs.checks.suspects) == set(other.lodger.blobs.checks.suspects) == set(digests)
+
+    assert await read(one.lodger.blobs, digests[0]) == content(0)
+    assert await read(one.lodger.blobs, digests[1]) is None
+    await until(lambda: not other.lodger.blobs.checks.suspects and not after.keeper.blobs.checks.suspects)
+    await after.stop()
+
+    assert all((tmp_path / "after" / name).read_bytes() == b"" for name in ("unsettled", "unsettled.0", "unsettled.1"))
+
+
+async def test_who_is_started_again_doubts_nothing(open_house: Open) -> None:
+    """The machine stayed up: what a worker or its predecessor has committed is whole."""
+    house = await open_house()
+    digests = [await worker.put(content(worker.slot)) for worker in house.workers.values()]
+    await house.kill(0)
+
+    again = await house.move_in(0)
+
+    assert again.lodger.blobs.checks.suspects == ()
+    assert [await read(again.lodger.blobs, digest) is not None for digest in digests] == [True, True]
+
+
+async def test_a_clean_stop_is_one_of_all(open_house: Open, tmp_path: Path) -> None:
+    """The next start believes the books; after the death of one worker it does not."""
+    house = await open_house()
+    await house.workers[0].put(content(1))
+    await house.workers[1].put(content(2))
+    await house.stop()
+    house.workers.clear()
+
+    next_one = Keeper(house.storage, Metrics())
+    await next_one.open()
+    assert next_one.blobs.checks.suspects == ()
+    await next_one.close()
+
+    third = House(tmp_path / "data", clock=house.clock)
+    await third.start()
+    digest = await (await third.move_in(0)).put(content(3))
+    await third.kill(0)
+    await third.stop()
+    last = Keeper(house.storage, Metrics())
+    await last.open()
+    assert last.blobs.checks.suspects == (digest,)
+    await last.close()
+
+
+# The disk
+
+
+async def test_another_directory_is_taken_up_by_all(open_house: Open, tmp_path: Path) -> None:
+    """Where a volume came back as another one, workers use it once the keeper does, and nothing else before."""
+    house = await open_house()
+    worker = house.workers[0]
+    path = house.storage.path
+    path.rename(tmp_path / "away")
+    await worker.lodger.round()
+    assert worker.lodger.trouble.met_by("blobs") == "lost"
+    shutil.copytree(tmp_path / "away", path)
+    await worker.lodger.round()
+    assert worker.lodger.trouble.met_by("blobs") == "lost"  # nobody has looked at it yet
+
+    await house.keeper.upkeep.round()
+    await worker.told()
+    await worker.lodger.round()
+
+    assert worker.lodger.trouble.met_by("blobs") is None
+    digest = await worker.put(content(5))
+    assert path_of(path, digest).exists()
+
+
+async def test_a_worker_makes_again_what_is_missing(open_house: Open) -> None:
+    """Its trouble is its own; it looks for itself whether the disk works."""
+    house = await open_house()
+    worker = house.workers[0]
+    shutil.rmtree(house.storage.path / "spool")
+    with pytest.raises(StorageError) as failed:
+        await worker.spool(content(1))
+    worker.lodger.trouble.note("blobs", failed.value)
+    worker.lodger._tell_trouble()
+    await worker.told()
+    assert house.keeper.reasons == ["worker 0: blobs: lost"]
+
+    await worker.lodger.round()
+    worker.lodger._tell_trouble()
+    await worker.told()
+
+    assert house.keeper.reasons == []
+    await worker.put(content(1))
+
+
+async def test_without_a_keeper_nothing_begins(open_house: Open) -> None:
+    """A worker whose supervisor is gone opens nothing."""
+    house = await open_house()
+    worker = Worker(house, 1)
+    await worker.theirs.close()
+    with pytest.raises(StorageError, match="nobody keeps the store"):
+        await worker.lodger.open()
+    await worker.stop()
