@@ -110,6 +110,7 @@ class RawClient:
         return data
 
     async def _receive(self) -> bool:
+        await asyncio.sleep(0)  # sock_recv gives nobody else a turn while there are bytes
         data = await asyncio.get_running_loop().sock_recv(self.socket, 1 << 20)
         self._unread += data
         return bool(data)
