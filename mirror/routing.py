@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 from mirror.config.models import Settings, UpstreamSettings
 from mirror.config.names import HUB, find_entry, parse_host, without_port
 from mirror.config.wellknown import WELL_KNOWN, upstream_settings
+from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError, NameInvalid, Unsupported, UpstreamRefused
 from mirror.oci.path import ParsedPath, RequestTarget, parse_path, read_target
-from mirror.oci.reference import parse_repository
+from mirror.oci.reference import Reference, parse_reference, parse_repository
 from mirror.oci.referrers import is_attached_tag
 
 _REMEMBERED = 4096
@@ -70,6 +71,16 @@ class Asked:
     """The `ns=` that counts, where it names a known registry."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A pull that makes sense, read to its end: `reference` is None for lists of tags."""
+
+    asked: Asked
+    pull: ParsedPath
+    target: Target
+    reference: Reference | None
+
+
 class Router:
     """Chooses upstreams by the configuration it was made with."""
 
@@ -84,11 +95,24 @@ class Router:
         self._read = lru_cache(_REMEMBERED)(self._interpret)
         self._targets = lru_cache(_REMEMBERED)(self._name)
         self._called = lru_cache(_REMEMBERED)(self._look_up_called)
+        self._wanted = lru_cache(_REMEMBERED)(self._want)
 
     @property
     def has_aliases(self) -> bool:
         """Whether what a client calls us can matter."""
         return bool(self._hosts)
+
+    def wanted(self, raw: str, base: str, host: str | None, proxied: str | None = None) -> Wanted | None:
+        """All that a request target means, in one look-up where it was asked before.
+
+        None where any part of it is refused, and for what is no pull: `read`, `choose` and `target` say which. `host`
+        is the Host header, `proxied` what a trusted proxy says in its place.
+        """
+        if not self._hosts:
+            host = proxied = None
+        if len(raw) > _SHORT or len(host or "") > _SHORT or len(proxied or "") > _SHORT:
+            return self._want(raw, base, host, proxied)
+        return self._wanted(raw, base, host, proxied)
 
     def read(self, raw: str, base: str = "") -> Asked:
         """Reads a raw request target; `base` is the path before it that a proxy has taken off. Raises nothing."""
@@ -138,6 +162,16 @@ class Router:
         """Seconds for which lists of tags and of referrers are taken as complete: the `tag_ttl`, at most 30."""
         ttl = self.settings(upstream).tag_ttl
         return min(self._tag_ttl if ttl is None else ttl, _SOON)
+
+    def _want(self, raw: str, base: str, host: str | None, proxied: str | None) -> Wanted | None:
+        asked = self.read(raw, base)
+        if asked.pull is None:
+            return None
+        try:
+            chosen = self.choose(asked, proxied or asked.target.authority or host)
+            return Wanted(asked, asked.pull, self.target(asked.pull.name, chosen), read_reference(asked.pull))
+        except MirrorError:
+            return None
 
     def _interpret(self, raw: str, base: str) -> Asked:
         outer = base or self._base
@@ -231,6 +265,13 @@ class Router:
 
     def _merge(self, upstream: UpstreamName) -> UpstreamSettings:
         return upstream_settings(upstream.host, self._upstreams.get(upstream.entry))
+
+
+def read_reference(pull: ParsedPath) -> Reference | None:
+    """The tag or digest that is asked for, or None for a list of tags. Raises as parse_reference and Digest.parse."""
+    if pull.kind == "tags":
+        return None
+    return parse_reference(pull.reference) if pull.kind == "manifest" else Digest.parse(pull.reference)
 
 
 def _refuse(host: str) -> NoReturn:

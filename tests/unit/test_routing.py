@@ -7,7 +7,7 @@ from pydantic import SecretStr
 
 from mirror.config import Settings, UpstreamSettings
 from mirror.oci.errors import MirrorError, NameInvalid, Unsupported, UpstreamRefused
-from mirror.routing import Router, Target, UpstreamName
+from mirror.routing import Router, Target, UpstreamName, Wanted, read_reference
 
 CORP = "registry.corp:5000"
 ECR = "*.dkr.ecr.*.amazonaws.com"
@@ -389,14 +389,33 @@ def test_any_request_target_is_routed_or_refused_in_our_own_words(raw: str, host
     """Nothing but our errors, and what is accepted can be asked again under the prefix that it got."""
     router = Router(FRONT)
     asked = router.read(raw, base)
+    wanted = router.wanted(raw, base, host)
     try:
-        chosen = router.choose(asked, host)
+        chosen = router.choose(asked, asked.target.authority or host)
         target = router.target(asked.pull.name, chosen) if asked.pull else None
+        reference = read_reference(asked.pull) if asked.pull else None
     except MirrorError:
+        assert wanted is None
         return
+    assert wanted == (Wanted(asked, asked.pull, target, reference) if asked.pull and target else None)
     if target is not None and asked.pull is not None:
         assert router.settings(target.upstream).url
         ns = f"?ns={asked.namespace}" if asked.namespace else ""
         again = router.read(f"{asked.prefix}/v2/{asked.pull.name}/{APP}{ns}", base)
         assert again.pull is not None
-        assert router.target(again.pull.name, router.choose(again, host)) == target
+        assert router.target(again.pull.name, router.choose(again, asked.target.authority or host)) == target
+
+
+def test_a_proxy_s_word_goes_before_what_a_client_calls_us() -> None:
+    """And an absolute target before the Host header, also where all of it is looked up at once."""
+    router = Router(FRONT)
+    path = f"/v2/app/{APP}"
+
+    def host(raw: str, called: str | None, proxied: str | None = None) -> str:
+        wanted = router.wanted(raw, "", called, proxied)
+        assert wanted is not None
+        return wanted.target.upstream.host
+
+    alias = "quay.mirror.example:1"
+    assert host(path, alias) == host(path, "mirror.test", alias) == host(f"http://{alias}{path}", "mirror.test")
+    assert host(path, alias, "mirror.test") == host(path, None) != host(path, alias)
