@@ -5,6 +5,7 @@ Loggers come from `structlog.get_logger()`; standard logging and warnings of lib
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import logging
@@ -50,8 +51,12 @@ class LineWriter:
     asyncio logs from there.
     """
 
-    def __init__(self, stream: TextIO, drops: Drops | None = None, *, limit: int = QUEUE_LINES) -> None:
+    def __init__(
+        self, stream: TextIO, drops: Drops | None = None, *, limit: int = QUEUE_LINES, turns: int | None = None
+    ) -> None:
+        """`turns`: a descriptor of a file that is locked while lines are written, by each process that writes there."""
         self._stream = stream
+        self._turns = turns
         self._descriptor = _duplicate(stream)
         self._drops = drops
         self._limit = limit
@@ -114,14 +119,27 @@ class LineWriter:
             self._stream.flush()
             return
         # Past the stream's own buffer and lock: a daemon thread that holds them when Python ends makes it abort.
-        left = memoryview(text.encode("utf-8", "backslashreplace"))
-        while left:
-            try:
-                left = left[os.write(self._descriptor, left) :]
-            except BlockingIOError:
-                room = select.poll()
-                room.register(self._descriptor, select.POLLOUT)
-                room.poll()
+        self._write_bytes(self._descriptor, text.encode("utf-8", "backslashreplace"))
+
+    def _write_bytes(self, descriptor: int, data: bytes) -> None:
+        """A pipe takes more than a page in parts, between which come those of others: hence turns."""
+        if self._turns is not None:
+            fcntl.lockf(self._turns, fcntl.LOCK_EX)  # the kernel gives up that of a process that dies
+        try:
+            _write_all(descriptor, memoryview(data))
+        finally:
+            if self._turns is not None:
+                fcntl.lockf(self._turns, fcntl.LOCK_UN)
+
+
+def _write_all(descriptor: int, left: memoryview) -> None:
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:
+            room = select.poll()
+            room.register(descriptor, select.POLLOUT)
+            room.poll()
 
 
 class _Output:
@@ -130,6 +148,8 @@ class _Output:
     writer: LineWriter | None = None
     takes_requests = False
     """Whether lines of requests are wanted, and as JSON."""
+    name = ""
+    """What each of them says of the process."""
 
     def put(self, line: str) -> None:
         if self.writer is not None:
@@ -146,19 +166,24 @@ def configure(
     stream: TextIO | None = None,
     metrics_dropped: Drops | None = None,
     force_json: bool | None = None,
+    *,
+    worker: int | None = None,
+    turns: int | None = None,
 ) -> None:
     """Sets logging up for the process, anew if it was set up before.
 
     Lines of `level` and above go to `stream` (standard error by default), for people where it is a terminal and as one
     JSON object a line where it is not; `force_json` overrides that. Dropped lines are counted in `metrics_dropped`.
+    Those of a `worker` name its slot. Several processes that write to one stream share a file to take `turns` by.
     Hot paths keep the result of `structlog.get_logger().bind()`, made after this: it saves the set-up of each call.
     """
     close()
     stream = stream or sys.stderr
     as_json = not stream.isatty() if force_json is None else force_json
-    processors = _processors(as_json=as_json)
-    _output.writer = LineWriter(stream, metrics_dropped)
+    processors = [*_named(worker), *_processors(as_json=as_json)]
+    _output.writer = LineWriter(stream, metrics_dropped, turns=turns)
     _output.takes_requests = as_json and logging.getLevelNamesMapping()[level.upper()] <= logging.INFO
+    _output.name = "" if worker is None else f'"worker":{worker},'
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -206,7 +231,7 @@ class RequestLine:
             self._say(request_id, client, seconds, failure)
             return
         line = (
-            f'{{"timestamp":"{_timestamp()}","level":"info","event":"request","request_id":"{request_id}",'
+            f'{{"timestamp":"{_timestamp()}","level":"info","event":"request",{_output.name}"request_id":"{request_id}",'
             f'{self._asked},"client":{_quoted(client)},{self._answered},"duration":{seconds:.6f}'
         )
         line += f",{_fields({'failure': failure})}}}" if failure else "}"
@@ -242,6 +267,17 @@ class _Bridge(logging.Handler):
 
 def _foreign(handlers: list[logging.Handler]) -> list[logging.Handler]:
     return [handler for handler in handlers if not isinstance(handler, _Bridge)]
+
+
+def _named(worker: int | None) -> list[Processor]:
+    if worker is None:
+        return []
+
+    def name(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        event["worker"] = worker
+        return event
+
+    return [name]
 
 
 def _processors(*, as_json: bool) -> list[Processor]:

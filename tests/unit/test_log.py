@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -105,6 +107,43 @@ def test_what_the_middleware_bound_is_in_every_line() -> None:
     assert (one["request_id"], one["upstream"], one["event"]) == ("r1", "docker.io", "one")
     assert (two["request_id"], two["upstream"], two["event"]) == ("r1", "docker.io", "two words")
     assert (two["logger"], two["level"]) == ("aiohttp.server", "error")
+
+
+def test_each_line_of_a_worker_names_it() -> None:
+    """Ours and those of libraries; where there are no workers none is named."""
+    stream = io.StringIO()
+    log.configure("info", stream, worker=1)
+    structlog.get_logger().info("one")
+    logging.getLogger("asyncio").error("two")
+    log.RequestLine({"method": "GET"}, {"status": 200}).write("r1", "127.0.0.1", 0.1)
+
+    assert [line["worker"] for line in lines_of(stream)] == [1, 1, 1]
+
+
+WRITER = """
+import sys
+from mirror.log import LineWriter
+writer = LineWriter(sys.stdout, turns=int(sys.argv[1]))
+for number in range(300):
+    writer.put(sys.argv[2] * 20_000)
+writer.close(60)
+"""
+
+
+def test_no_line_comes_between_the_parts_of_another_process_s_line() -> None:
+    """Several processes write long lines to one pipe, which takes a page at a time: each line is whole."""
+    turns = os.memfd_create("turns")
+    out, into = os.pipe()
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(turns), letter], stdout=into, pass_fds=[turns])
+        for letter in "ab"
+    ]
+    os.close(into)
+    os.close(turns)
+    with os.fdopen(out, "rb") as pipe:
+        lines = pipe.read().splitlines()
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert sorted(lines) == [b"a" * 20_000] * 300 + [b"b" * 20_000] * 300
 
 
 def test_lines_below_the_level_are_left_out() -> None:
