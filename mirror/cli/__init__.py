@@ -6,6 +6,7 @@ from mirror import __version__
 from mirror.cli.config import check_config
 from mirror.cli.serve import serve
 from mirror.cli.verify import verify
+from mirror.cli.worker import worker
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -17,5 +18,6 @@ def main() -> None:
 main.add_command(serve)
 main.add_command(verify)
 main.add_command(check_config)
+main.add_command(worker)
 
 __all__ = ["main"]

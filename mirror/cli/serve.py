@@ -20,10 +20,11 @@ def serve(file: Path | None) -> None:
     """
     settings = load_or_exit(file)
     # Here, so that the other commands need not wait for the whole application to be imported.
-    from mirror import server
+    from mirror import server, supervisor
 
+    slots = supervisor.slots_of(settings)
     try:
-        code = server.serve(settings)
+        code = server.serve(settings) if slots == 1 else supervisor.serve(settings, slots)
     except (MirrorError, OSError) as exc:
         # What an operator can mend: a port in use, a data directory that is locked or not ours.
         log.close()

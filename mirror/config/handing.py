@@ -8,15 +8,15 @@ from mirror.config.fields import WRITTEN
 from mirror.config.models import Settings
 
 
-def pack(settings: Settings) -> bytes:
-    """`settings` as bytes for `unpack`."""
+def pack(settings: Settings) -> str:
+    """`settings` as text for `unpack`."""
     data = settings.model_dump(mode="json", by_alias=True, exclude_none=True)
     for entry, upstream in settings.upstreams.items():
         if upstream.password is not None:  # masked, as wherever else settings are shown
             data["upstreams"][entry]["password"] = upstream.password.get_secret_value()
-    return json.dumps(data).encode()  # and not msgspec: a path may have bytes that are no text
+    return json.dumps(data)  # and not msgspec: a path may have bytes that are no text
 
 
-def unpack(data: bytes) -> Settings:
+def unpack(text: str) -> Settings:
     """The settings that were packed."""
-    return Settings.model_validate(json.loads(data), context=WRITTEN, by_alias=True, by_name=False)
+    return Settings.model_validate(json.loads(text), context=WRITTEN, by_alias=True, by_name=False)

@@ -1,0 +1,156 @@
+"""Several processes that serve as one: what they share is opened here, they are begun, watched and asked for their sums.
+
+The supervisor answers no client. It keeps the store, has the admin port, and is gone only after the last worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import AsyncExitStack
+
+import structlog
+
+from mirror import allocator, log
+from mirror.aggregate import Totals
+from mirror.api.admin import AdminApi, State, admin_listener
+from mirror.api.admission import places
+from mirror.api.forwarded import Proxies
+from mirror.api.middleware import Traffic
+from mirror.config import Settings, pack
+from mirror.crew import Crew, Tools
+from mirror.metrics import Metrics
+from mirror.process import raise_descriptor_limit, run
+from mirror.sockets import bind, meeting_point, new_crowd
+from mirror.store.files import Files
+from mirror.store.keeper import Keeper
+
+_log = structlog.get_logger()
+
+
+class Supervisor:
+    """One application in `slots` processes besides this one: build it, `start` it, `stop` it, as a `Mirror`.
+
+    `turns`: see `Handover`.
+    """
+
+    def __init__(
+        self, settings: Settings, slots: int, turns: int, *, metrics: Metrics | None = None, files: Files | None = None
+    ) -> None:
+        self.settings = settings
+        self.port = 0
+        self.admin_port = 0
+        self._slots = slots
+        self._turns = turns
+        self._metrics = metrics or Metrics()
+        self._totals = Totals(self._metrics.registry)
+        self._keeper = Keeper(settings.storage, self._metrics, files=files, workers=slots)
+        self._crew: Crew | None = None
+        self._draining = False
+        self._stopping = asyncio.Lock()
+        self._closing = AsyncExitStack()
+        """What is to be let go of, in the reverse order of its making."""
+        self._closing.push_async_callback(self._keeper.close)
+
+    async def start(self) -> None:
+        """Serves, with all workers. Raises StorageError where the data directory is not ours, OSError for a port, and
+        ChildProcessError for a worker that cannot serve. A start that fails or is cancelled leaves nothing behind.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+        self._metrics.start_time.set(time.time())
+        _log.info(
+            "serving",
+            listen=str(self.settings.listen),
+            port=self.port,
+            admin_port=self.admin_port,
+            max_connections=self._slots * places(share(self.settings.max_connections, self._slots)),
+            workers=self._slots,
+        )
+
+    async def stop(self, *, drain: float = 0.0, grace: float = 0.0) -> None:
+        """Has the workers leave as a `Mirror` does, then writes state out. Idempotent, also after half a start."""
+        self._draining = True
+        async with self._stopping:
+            crew, self._crew = self._crew, None
+            if crew is not None:
+                self._crew = crew  # asked for its numbers until the end
+                await crew.stop(drain=drain, grace=grace)
+            await self._closing.aclose()
+
+    def hurry(self) -> None:
+        """Cuts the waiting of a running `stop` short."""
+        if self._crew is not None:
+            self._crew.tell("hurry")
+
+    async def _start(self) -> None:
+        await self._keeper.open()
+        self._keeper.begin()
+        listening = await bind(self.settings.listen)
+        self.port = listening[0].getsockname()[1]
+        crowd = new_crowd()
+        met = [meeting_point(slot, crowd) for slot in range(self._slots)]
+        for each in (*listening, *(one for one, _ in met)):
+            self._closing.callback(each.close)
+        traffic = Traffic(self._metrics, Proxies(()))
+        admin = admin_listener(
+            AdminApi(self._scrape, self._state), self.settings.timeouts, self._metrics, traffic
+        )
+        self._closing.push_async_callback(admin.close)
+        self.admin_port = await admin.open(self.settings.admin_listen)
+        tools = Tools(
+            peers=[name for _, name in met],
+            sockets=[one for one, _ in met],
+            listening=list(listening),
+            shared=self._keeper.shared_fd,
+            lock=self._keeper.lock_fd,
+            turns=self._turns,
+        )
+        self._crew = Crew(tools, pack(self.settings), self._totals, self._metrics, admit=self._keeper.admit)
+        await self._crew.start()
+
+    async def _scrape(self) -> Totals:
+        if self._crew is not None:
+            await self._crew.report()
+        return self._totals
+
+    def _state(self) -> State:
+        """Ready while one worker serves: the others' connections come to it."""
+        serving = self._crew.serving if self._crew is not None else 0
+        return State(
+            ready=bool(serving) and not self._draining,
+            draining=self._draining,
+            degraded=self._keeper.reasons,
+            workers={"serving": serving, "of": self._slots},
+        )
+
+
+def share(most: int, slots: int) -> int:
+    """Of what all workers may have together, what each one may."""
+    return -(-most // slots)
+
+
+def slots_of(settings: Settings) -> int:
+    """How many processes serve."""
+    return settings.workers or len(os.sched_getaffinity(0))
+
+
+def serve(settings: Settings, slots: int, *, files: Files | None = None) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code. Raises StorageError and OSError where it cannot start."""
+    allocator.set_up()
+    metrics = Metrics()
+    turns = os.memfd_create("mirror-log")
+    log.configure(level=settings.log_level, metrics_dropped=metrics.log_lines_dropped, turns=turns)
+    raise_descriptor_limit()
+    wanted = share(settings.max_connections, slots)
+    if places(wanted) < wanted:
+        _log.warning(
+            "the limit on open files allows fewer connections",
+            max_connections=settings.max_connections,
+            connections=slots * places(wanted),
+        )
+    return asyncio.run(run(Supervisor(settings, slots, turns, metrics=metrics, files=files)))
