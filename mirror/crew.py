@@ -47,7 +47,7 @@ class Tools:
     sockets: list[socket.socket]
     listening: list[socket.socket]
     shared: int
-    lock: int
+    lock: Callable[[], int]
     turns: int
 
 
@@ -195,14 +195,17 @@ class Crew:
             asked=tools.sockets[slot].fileno(),
             channel=theirs.fileno(),
             shared=tools.shared,
-            lock=tools.lock,
+            lock=tools.lock(),
             turns=tools.turns,
             settings=self._settings,
         )
         fd = handover.put_down()
         try:
             process = await asyncio.create_subprocess_exec(
-                *_command(fd), stdin=asyncio.subprocess.DEVNULL, env=_environment(), pass_fds=(fd, *handover.descriptors)
+                *_command(fd),
+                stdin=asyncio.subprocess.DEVNULL,
+                env=_environment(),
+                pass_fds=(fd, *handover.descriptors),
             )
         except BaseException:
             ours.close()

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import resource
-import signal
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
 from aiohttp.abc import AbstractResolver
 
-from mirror import __version__, allocator, log
-from mirror.api.admin import AdminApi
-from mirror.api.admission import Admission, places
-from mirror.api.connections import Answer, AtOnce, HttpServer, Limits
+from mirror import allocator, log
+from mirror.api.admin import AdminApi, Samples, State, admin_listener
+from mirror.api.admission import Admission, places, share
+from mirror.api.connections import HttpServer, Limits
 from mirror.api.forwarded import Proxies
 from mirror.api.listener import Listener
 from mirror.api.middleware import Traffic
@@ -30,31 +27,45 @@ from mirror.config import Settings
 from mirror.download import Downloads
 from mirror.engine import Engine
 from mirror.metrics import Metrics
-from mirror.pull import (
-    Renewals,
-)
+from mirror.process import raise_descriptor_limit, run
+from mirror.pull import Renewals
 from mirror.routing import Router
+from mirror.sockets import Listening
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget
 from mirror.store.files import Files
 from mirror.store.keeper import Keeper
+from mirror.store.lodger import Lodger
 from mirror.store.trouble import Trouble
 from mirror.store.upkeep import Upkeep
 
-_ADMIN_CONNECTIONS = 256
-"""To the admin port, which has few clients, and must have a place for them when the other one is crowded."""
-_MOST_DESCRIPTORS = 1 << 20
 _CANCEL_SECONDS = 0.1
 """What a handler that is cut off gets to let go of its things."""
 _HANGING_SECONDS = 5.0
-"""How long threads that hang in the disk or in the resolver are waited for once everything is written."""
+"""How long downloads that hang in the disk are waited for once their time is over."""
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A worker's place among the others: what it is given instead of opening it itself."""
+
+    slot: int
+    """From 0 on."""
+    peers: tuple[str, ...]
+    """By slot: names of the Unix sockets on which workers hear each other."""
+    asked: Listening
+    """The one on which this worker does."""
+    listening: list[Listening]
+    """The registry port, at which all of them listen."""
+    store: Lodger
 
 
 class Mirror:
     """One application: build it, `start` it, `stop` it. `port` and `admin_port` are known once it has started.
 
-    `patience`: how long in seconds a client waits for our disk before the disk counts as failed.
+    `patience`: how long in seconds a client waits for our disk before the disk counts as failed. One that has a `post`
+    keeps no store and has no admin port: its supervisor does.
     """
 
     def __init__(
@@ -67,25 +78,29 @@ class Mirror:
         resolver: AbstractResolver | None = None,
         is_global: Callable[[str], bool] | None = None,
         patience: float = 10.0,
+        post: Post | None = None,
     ) -> None:
         self.settings = settings
         self.metrics = metrics or Metrics()
         self.port = 0
         self.admin_port = 0
         router = Router(settings)
-        self._keeper = Keeper(settings.storage, self.metrics, files=files, clock=clock, patience=patience)
+        self._post = post
+        self._store: Keeper | Lodger = (
+            post.store if post else Keeper(settings.storage, self.metrics, files=files, clock=clock, patience=patience)
+        )
         self._cache = Cache(
-            self._keeper.records,
-            self._keeper.blobs,
-            self._keeper.room,
-            self._keeper.trouble,
+            self._store.records,
+            self._store.blobs,
+            self._store.room,
+            self._store.trouble,
             router,
-            generations=self._keeper.generations,
+            generations=self._store.generations,
             clock=clock,
         )
         self._proxies = Proxies(settings.trusted_proxies)
         self.traffic = Traffic(self.metrics, self._proxies)
-        sender = Sender(patience, self._keeper.trouble)
+        sender = Sender(patience, self._store.trouble)
         self._engine = Engine(
             settings,
             router,
@@ -98,14 +113,14 @@ class Mirror:
             is_global=is_global,
         )
         self.traffic.ready = self._engine.ready
-        self._admin = AdminApi(self.metrics, self._keeper.trouble, lambda: self.traffic.draining)
+        self._admin = AdminApi(self._scrape, self._state)
         self._listener: Listener | None = None
         self._entrance: Entrance | None = None
         self._closing = AsyncExitStack()
         """What is to be let go of, in the reverse order of its making."""
         self._stopping = asyncio.Lock()
         self._hurry = asyncio.Event()
-        self._closing.push_async_callback(self._keeper.close)
+        self._closing.push_async_callback(self._store.close)
         self._closing.push_async_callback(self._cache.close)
         self._closing.callback(sender.close)
         self._closing.push_async_callback(self._engine.close)
@@ -115,22 +130,24 @@ class Mirror:
     @property
     def blobs(self) -> BlobStore:
         """The blobs on the disk."""
-        return self._keeper.blobs
+        return self._store.blobs
 
     @property
     def budget(self) -> Budget:
         """What they may take."""
-        return self._keeper.budget
+        assert isinstance(self._store, Keeper), "a worker has no budget of its own"
+        return self._store.budget
 
     @property
     def upkeep(self) -> Upkeep:
         """The store's chores."""
-        return self._keeper.upkeep
+        assert isinstance(self._store, Keeper), "a worker has no chores"
+        return self._store.upkeep
 
     @property
     def trouble(self) -> Trouble:
         """What is wrong with the disk."""
-        return self._keeper.trouble
+        return self._store.trouble
 
     @property
     def downloads(self) -> Downloads:
@@ -148,11 +165,15 @@ class Mirror:
         A start that fails or is cancelled leaves nothing open.
         """
         try:
-            await self._keeper.open()
-            self._keeper.begin()
+            await self._store.open()
+            self._store.begin()
             self._listener = self._keep(self._registry_listener())
+            if self._post is not None:
+                await self._listener.adopt(self._post.listening)
+                return
             self.port = await self._listener.open(self.settings.listen)
-            self.admin_port = await self._keep(self._admin_listener()).open(self.settings.admin_listen)
+            admin = admin_listener(self._admin, self.settings.timeouts, self.metrics, self.traffic)
+            self.admin_port = await self._keep(admin).open(self.settings.admin_listen)
         except BaseException:
             await self.stop()
             raise
@@ -192,36 +213,34 @@ class Mirror:
         return listener
 
     def _registry_listener(self) -> Listener:
+        settings = self.settings
+        slots = len(self._post.peers) if self._post else 1
         admission = Admission(
-            places(self.settings.max_connections),
-            self.settings.max_connections_per_client,
+            places(share(settings.max_connections, slots)),
+            share(settings.max_connections_per_client, slots),
             is_proxy=self._proxies.trusts,
             refused=self.metrics.connections_refused,
             present=self.metrics.connections,
         )
-        server = self._http_server(self.traffic.around(self._engine.registry.handle), admission, self.traffic.at_once)
-        context = server_context(self.settings.tls)
-        self._entrance = Entrance(server, context) if context is not None else None
-        return Listener(_runner(server), self._entrance)
-
-    def _admin_listener(self) -> Listener:
-        admission = Admission(
-            _ADMIN_CONNECTIONS,
-            _ADMIN_CONNECTIONS,
-            is_proxy=self._proxies.trusts,
-            refused=self.metrics.connections_refused,
-        )
-        return Listener(_runner(self._http_server(self._admin.handle, admission)))
-
-    def _http_server(self, answer: Answer, admission: Admission, at_once: AtOnce | None = None) -> HttpServer:
-        timeouts = self.settings.timeouts
-        return HttpServer(
-            answer,
-            at_once=at_once,
+        server = HttpServer(
+            self.traffic.around(self._engine.registry.handle),
+            at_once=self.traffic.at_once,
             malformed=self.traffic.malformed,
-            limits=Limits(request=timeouts.request, idle=timeouts.idle, stall=timeouts.client),
+            limits=Limits(
+                request=settings.timeouts.request, idle=settings.timeouts.idle, stall=settings.timeouts.client
+            ),
             admission=admission,
         )
+        context = server_context(settings.tls)
+        self._entrance = Entrance(server, context) if context is not None else None
+        return Listener(web.ServerRunner(server, shutdown_timeout=_CANCEL_SECONDS), self._entrance)
+
+    async def _scrape(self) -> Samples:
+        return self.metrics.registry
+
+    def _state(self) -> State:
+        draining = self.traffic.draining
+        return State(ready=not draining, draining=draining, degraded=self._store.trouble.reasons)
 
     # Stopping.
 
@@ -252,58 +271,13 @@ class Mirror:
             await asyncio.gather(*waits, return_exceptions=True)
 
 
-def _runner(server: HttpServer) -> web.BaseRunner:
-    return web.ServerRunner(server, shutdown_timeout=_CANCEL_SECONDS)
-
-
 def serve(settings: Settings, *, files: Files | None = None) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code. Raises StorageError and OSError where it cannot start."""
     allocator.set_up()
     metrics = Metrics()
     log.configure(level=settings.log_level, metrics_dropped=metrics.log_lines_dropped)
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     wanted, most = settings.max_connections, places(settings.max_connections)
     if most < wanted:
         _log.warning("the limit on open files allows fewer connections", max_connections=wanted, connections=most)
-    return asyncio.run(_serve(Mirror(settings, metrics=metrics, files=files)))
-
-
-async def _serve(mirror: Mirror) -> int:
-    settings, stopping = mirror.settings, asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stopping.set)
-    # A second Ctrl-C means now. A second SIGTERM does not: it may be the same one, sent to us and to our group.
-    loop.add_signal_handler(signal.SIGINT, lambda: mirror.hurry() if stopping.is_set() else stopping.set())
-    _log.info("starting", version=__version__, data=str(settings.storage.path))
-    starting, stop = asyncio.create_task(mirror.start()), asyncio.create_task(stopping.wait())
-    await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
-    if starting.done():
-        await starting
-        await stop
-        _log.info("stopping", grace=settings.shutdown_grace)
-        await mirror.stop(drain=settings.drain_delay, grace=settings.shutdown_grace)
-    else:
-        starting.cancel()
-        await asyncio.wait([starting])
-    _log.info("stopped")
-    _leave_hanging_threads_behind()
-    return 0
-
-
-def _leave_hanging_threads_behind() -> None:
-    """Everything is written: a thread that no disk and no name server ever answers does not keep the process."""
-    timer = threading.Timer(_HANGING_SECONDS, os._exit, (0,))
-    timer.daemon = True
-    timer.start()
-
-
-def _raise_descriptor_limit() -> None:
-    """The soft limit is low for the sake of programs that use select(); the hard one is what we may have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
-    if soft == resource.RLIM_INFINITY or soft >= most:
-        return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    except (OSError, ValueError):
-        pass  # not ours to change; connections are then fewer
+    return asyncio.run(run(Mirror(settings, metrics=metrics, files=files)))

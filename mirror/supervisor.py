@@ -1,4 +1,4 @@
-"""Several processes that serve as one: what they share is opened here, they are begun, watched and asked for their sums.
+"""Several processes that serve as one: what they share is opened here, they are begun, watched, and summed up.
 
 The supervisor answers no client. It keeps the store, has the admin port, and is gone only after the last worker.
 """
@@ -15,14 +15,14 @@ import structlog
 from mirror import allocator, log
 from mirror.aggregate import Totals
 from mirror.api.admin import AdminApi, State, admin_listener
-from mirror.api.admission import places
+from mirror.api.admission import places, share
 from mirror.api.forwarded import Proxies
 from mirror.api.middleware import Traffic
 from mirror.config import Settings, pack
 from mirror.crew import Crew, Tools
 from mirror.metrics import Metrics
 from mirror.process import raise_descriptor_limit, run
-from mirror.sockets import bind, meeting_point, new_crowd
+from mirror.sockets import Listening, bind, meeting_point, new_crowd
 from mirror.store.files import Files
 from mirror.store.keeper import Keeper
 
@@ -48,6 +48,7 @@ class Supervisor:
         self._keeper = Keeper(settings.storage, self._metrics, files=files, workers=slots)
         self._crew: Crew | None = None
         self._draining = False
+        self._port: list[Listening] = []
         self._stopping = asyncio.Lock()
         self._closing = AsyncExitStack()
         """What is to be let go of, in the reverse order of its making."""
@@ -76,42 +77,49 @@ class Supervisor:
         """Has the workers leave as a `Mirror` does, then writes state out. Idempotent, also after half a start."""
         self._draining = True
         async with self._stopping:
-            crew, self._crew = self._crew, None
-            if crew is not None:
-                self._crew = crew  # asked for its numbers until the end
-                await crew.stop(drain=drain, grace=grace)
+            if self._crew is not None:
+                closing = asyncio.get_running_loop().call_later(drain, self._close_port)
+                await self._crew.stop(drain=drain, grace=grace)
+                closing.cancel()
+            self._close_port()
             await self._closing.aclose()
 
     def hurry(self) -> None:
         """Cuts the waiting of a running `stop` short."""
+        self._close_port()
         if self._crew is not None:
             self._crew.tell("hurry")
 
     async def _start(self) -> None:
         await self._keeper.open()
         self._keeper.begin()
-        listening = await bind(self.settings.listen)
-        self.port = listening[0].getsockname()[1]
+        self._port = await bind(self.settings.listen)
+        self.port = self._port[0].getsockname()[1]
         crowd = new_crowd()
         met = [meeting_point(slot, crowd) for slot in range(self._slots)]
-        for each in (*listening, *(one for one, _ in met)):
+        for each, _ in met:
             self._closing.callback(each.close)
         traffic = Traffic(self._metrics, Proxies(()))
-        admin = admin_listener(
-            AdminApi(self._scrape, self._state), self.settings.timeouts, self._metrics, traffic
-        )
+        admin = admin_listener(AdminApi(self._scrape, self._state), self.settings.timeouts, self._metrics, traffic)
         self._closing.push_async_callback(admin.close)
         self.admin_port = await admin.open(self.settings.admin_listen)
+        assert self._keeper.shared_fd is not None, "kept for no workers"
         tools = Tools(
             peers=[name for _, name in met],
             sockets=[one for one, _ in met],
-            listening=list(listening),
+            listening=list(self._port),
             shared=self._keeper.shared_fd,
-            lock=self._keeper.lock_fd,
+            lock=lambda: self._keeper.lock_fd,
             turns=self._turns,
         )
         self._crew = Crew(tools, pack(self.settings), self._totals, self._metrics, admit=self._keeper.admit)
         await self._crew.start()
+
+    def _close_port(self) -> None:
+        """Lets go of the registry port: whoever comes when the last worker has let go of it is not left waiting."""
+        sockets, self._port = self._port, []
+        for each in sockets:
+            each.close()
 
     async def _scrape(self) -> Totals:
         if self._crew is not None:
@@ -127,11 +135,6 @@ class Supervisor:
             degraded=self._keeper.reasons,
             workers={"serving": serving, "of": self._slots},
         )
-
-
-def share(most: int, slots: int) -> int:
-    """Of what all workers may have together, what each one may."""
-    return -(-most // slots)
 
 
 def slots_of(settings: Settings) -> int:

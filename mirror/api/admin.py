@@ -87,9 +87,7 @@ class AdminApi:
 
 def admin_listener(api: AdminApi, timeouts: Timeouts, metrics: Metrics, traffic: Traffic) -> Listener:
     """The port to open for `api`."""
-    admission = Admission(
-        _CONNECTIONS, _CONNECTIONS, is_proxy=lambda _: False, refused=metrics.connections_refused
-    )
+    admission = Admission(_CONNECTIONS, _CONNECTIONS, is_proxy=lambda _: False, refused=metrics.connections_refused)
     server = HttpServer(
         api.handle,
         malformed=traffic.malformed,

@@ -28,6 +28,11 @@ def places(wanted: int) -> int:
     return max(1, min(wanted, (soft - min(_RESERVE, soft // 2)) // _DESCRIPTORS_EACH))
 
 
+def share(most: int, slots: int) -> int:
+    """Of the places that workers in so many slots have together, those of each one."""
+    return -(-most // slots)
+
+
 class Admission:
     """Counts the connections of a port. `most` in all, `most_each` from one address, but from proxies any number.
 

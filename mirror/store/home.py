@@ -56,6 +56,12 @@ class Home:
         """What tells our directory from any other that may stand in its place."""
         return self._lock.identity if self._lock is not None else (0, 0)
 
+    @property
+    def lock_fd(self) -> int:
+        """A descriptor by which another process of ours keeps it ours; until `release`."""
+        assert self._lock is not None, "not taken"
+        return self._lock.fd
+
     def check(self) -> None:
         """Raises OSError where the directory is not the one that we have locked. Blocks."""
         if self._lock is not None and not self._lock.is_of(self._root):

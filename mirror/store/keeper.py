@@ -82,6 +82,11 @@ class Keeper:
         self._landlord.admit(slot, channel)
 
     @property
+    def lock_fd(self) -> int:
+        """What every worker inherits, so that nobody else takes the directory while one of them is left."""
+        return self._home.lock_fd
+
+    @property
     def reasons(self) -> list[str]:
         """What is wrong with the disk, as we see it and as the workers do."""
         return self.trouble.reasons + self._landlord.reasons

@@ -36,6 +36,12 @@ class DataLock:
         return cls(fd)
 
     @property
+    def fd(self) -> int:
+        """A descriptor of what is locked: whoever inherits it holds the lock, too."""
+        assert self._fd is not None, "released"
+        return self._fd
+
+    @property
     def identity(self) -> tuple[int, int]:
         """What tells the file that we hold from any other: its device and its inode."""
         if self._fd is None:
