@@ -124,11 +124,11 @@ async def test_a_second_interrupt_ends_the_wait(served: Serve, upstream: FakeReg
 
 HANGING = """
 import time
-from mirror import cli, server
+from mirror import cli, process, server
 from mirror.store.blobs import BlobStore
 from mirror.store.files import Files
 
-server._HANGING_SECONDS = 0.3
+server._HANGING_SECONDS = process._HANGING_SECONDS = 0.3
 BlobStore.close.__defaults__ = (0.3,)
 fsync, create_spool, spools = Files.fsync, BlobStore.create_spool, []
 Files.fsync = lambda self, fd: time.sleep(1000) if spools else fsync(self, fd)
