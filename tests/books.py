@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 from mirror.store.database import Key
 from mirror.store.records import Records
 
 
 class Book(Records):
-    """`rows` are the values by key, with the seconds that each was said to be useful for in `useful_for`.
+    """`rows` are the values by key, with the seconds that each was said to be useful for in `useful_for`, and with the
+    end of its use in `ends`, where a test says so.
 
     `lost`: whether writes and deletions are forgotten, as on a disk that is read-only. `hold(n)` lets the next n reads
     wait, with what they have read, until `release`.
@@ -18,6 +20,7 @@ class Book(Records):
     def __init__(self) -> None:
         self.rows: dict[Key, bytes] = {}
         self.useful_for: dict[Key, float] = {}
+        self.ends: dict[Key, float] = {}
         self.lost = False
         self.reading = asyncio.Event()
         self._held = 0
@@ -35,13 +38,18 @@ class Book(Records):
 
     async def get(self, key: Key) -> bytes | None:
         """As Records."""
+        row = await self.row(key)
+        return row[0] if row is not None else None
+
+    async def row(self, key: Key) -> tuple[bytes, float] | None:
+        """As Records."""
         value = self.rows.get(key)
         if self._held:
             self._held -= 1
             self.reading.set()
             await self._released.wait()
         await asyncio.sleep(0)  # a real one always lets others run
-        return value
+        return (value, self.ends.get(key, math.inf)) if value is not None else None
 
     async def set(self, key: Key, value: bytes, useful_for: float) -> bool:
         """As Records."""

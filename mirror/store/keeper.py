@@ -53,12 +53,12 @@ class Keeper:
         self.trouble = Trouble(metrics, time.monotonic)
         self.blobs = BlobStore(storage.path, files or Files(), clock, patience=patience, part=part)
         self._home = Home(storage.path, patience=patience)
-        self.records = Records(storage.path / "records", self.trouble, check_home=self._home.check)
+        self.records = Records(storage.path / "records", self.trouble, check_home=self._home.check, part=part)
         self.generations = Generations(self.shared_fd)
         self.room = self.budget = Budget(storage, self.blobs, self.trouble, metrics, clock=clock)
         self.upkeep = Upkeep(storage, self._home, self.blobs, self.budget, self.records, self.trouble, metrics)
         self.scrub = Scrub(storage.scrub_rate, self.blobs, self.records, self.trouble, metrics, clock=clock)
-        self._landlord = Landlord(self._home, self.blobs, self.budget, self.upkeep, self.trouble)
+        self._landlord = Landlord(self._home, self.blobs, self.budget, self.records, self.upkeep, self.trouble)
         self._workers = workers if workers > 1 else 0
         self._chores: list[asyncio.Task[None]] = []
 

@@ -13,7 +13,9 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import StorageError
 from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget
+from mirror.store.database import Key
 from mirror.store.home import Home
+from mirror.store.records import Records
 from mirror.store.room import Reservation
 from mirror.store.trouble import Trouble
 from mirror.store.upkeep import Upkeep
@@ -30,19 +32,25 @@ class Landlord:
     slot has looked at them, and gives all its room back.
     """
 
-    def __init__(self, home: Home, blobs: BlobStore, budget: Budget, upkeep: Upkeep, trouble: Trouble) -> None:
+    def __init__(
+        self, home: Home, blobs: BlobStore, budget: Budget, records: Records, upkeep: Upkeep, trouble: Trouble
+    ) -> None:
         self.home = home
         self.blobs = blobs
         self.budget = budget
+        self.records = records
         self.upkeep = upkeep
         self.trouble = trouble
         self.left: dict[int, int] = {}
         """By slot, the bytes in spools that no fill writes to."""
+        self.undone: dict[int, set[Key]] = {}
+        """By slot, deletions that the database has not heard of; the next worker in it has to see to them."""
         self._tenants: dict[int, Tenant] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         budget.holders.append(self)
         upkeep.moved = self._tell_home
+        records.begun_anew = lambda: self.tell("records.mend", None)
         blobs.when_settled(self._hear_settled)
 
     async def open(self, slots: int) -> None:
@@ -87,9 +95,13 @@ class Landlord:
 
     # News.
 
-    def present(self) -> dict[str, Any]:
-        """What a worker has to know of the store."""
-        return {"home": self.home.identity, "suspects": [str(digest) for digest in self.blobs.checks.suspects]}
+    def present(self, slot: int | None = None) -> dict[str, Any]:
+        """What a worker has to know of the store, and of what one before it in its slot has left."""
+        return {
+            "home": self.home.identity,
+            "suspects": [str(digest) for digest in self.blobs.checks.suspects],
+            "undone": list(self.undone.get(slot, ())) if slot is not None else [],
+        }
 
     def tell(self, name: str, payload: Any, but: Tenant | None = None) -> None:
         """Tells all workers, or all but one."""
@@ -142,12 +154,14 @@ class Tenant:
         self._rooms: dict[int, Reservation | None] = {}
         """By its numbers; None while room is being looked for."""
         handlers: dict[str, Callable[[Any], Any]] = {
-            "store.hello": lambda _: landlord.present(),
+            "store.hello": self._welcome,
             "store.uses": self._hear_uses,
             "store.leftovers": self._hear_leftovers,
             "store.trouble": self._hear_trouble,
             "store.settled": self._hear_settled,
             "store.recount": lambda _: landlord.upkeep.recount(),
+            "records.undone": self._hear_undone,
+            "records.anew": self._hear_anew,
             "room.reserve": self._reserve,
             "room.extend": self._extend,
             "room.written": self._hear_written,
@@ -218,6 +232,12 @@ class Tenant:
 
     # News.
 
+    def _welcome(self, _: None) -> dict[str, Any]:
+        for slot, keys in self._landlord.undone.items():
+            for key in keys if slot != self.slot else ():
+                self.channel.tell("records.undone", [key, True])  # in line with the news of its end
+        return self._landlord.present(self.slot)
+
     def _hear_uses(self, uses: list[tuple[str, float]]) -> None:
         self._blobs.note_uses((Digest(*text.split(":", 1)), used_at) for text, used_at in uses)
 
@@ -230,3 +250,16 @@ class Tenant:
 
     def _hear_settled(self, text: str) -> Awaitable[None]:
         return self._blobs.settle(Digest.parse(text))
+
+    def _hear_undone(self, payload: tuple[list[str], bool]) -> None:
+        key, undone = tuple(payload[0]), payload[1]
+        keys = self._landlord.undone.setdefault(self.slot, set())
+        if undone:
+            keys.add(key)
+        else:
+            keys.discard(key)
+        self._landlord.tell("records.undone", payload, but=self)
+
+    def _hear_anew(self, _: None) -> Awaitable[None]:
+        self._landlord.tell("records.mend", None, but=self)
+        return self._landlord.records.mend()

@@ -59,11 +59,23 @@ class Ledger:
             if self._fd is None:
                 yield
                 return
-            self._lock(directory, fcntl.F_WRLCK)
+            self._lock(_NUMBERS[directory], fcntl.F_WRLCK)
             try:
                 yield
             finally:
-                self._lock(directory, fcntl.F_UNLCK)
+                self._lock(_NUMBERS[directory], fcntl.F_UNLCK)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Ours alone, of all processes, for what is no directory of blobs; one thread of each. Blocks."""
+        if self._fd is None:
+            yield
+            return
+        self._lock(_TOTAL, fcntl.F_WRLCK)
+        try:
+            yield
+        finally:
+            self._lock(_TOTAL, fcntl.F_UNLCK)
 
     def count(self, directory: Directory, size: int) -> None:
         """So many bytes came, or went where it is below 0; in our turn."""
@@ -86,6 +98,6 @@ class Ledger:
         if fd is not None:
             os.close(fd)
 
-    def _lock(self, directory: Directory, kind: int) -> None:
+    def _lock(self, number: int, kind: int) -> None:
         assert self._fd is not None, "locked where nobody else is"
-        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLKW, struct.pack("hhqqi4x", kind, os.SEEK_SET, _NUMBERS[directory], 1, 0))
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLKW, struct.pack("hhqqi4x", kind, os.SEEK_SET, number, 1, 0))

@@ -60,7 +60,7 @@ class Lodger:
         part = Part(Ledger(shared_fd, slot + 1), slots, slot)
         self.blobs = BlobStore(storage.path, files or Files(), clock, patience=patience, part=part)
         self._home = SharedHome(storage.path, patience=patience)
-        self.records = Records(storage.path / "records", self.trouble, check_home=self._home.check)
+        self.records = Records(storage.path / "records", self.trouble, check_home=self._home.check, part=part)
         self.generations = Generations(shared_fd)
         self.room = RemoteBudget(channel, before_end=self._tell_leftovers, silence=silence)
         self._channel = channel
@@ -69,6 +69,8 @@ class Lodger:
         self._chore: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.blobs.when_settled(self._note_settled)
+        self.records.deletions.tell = lambda key, undone: channel.tell("records.undone", [key, undone])
+        self.records.begun_anew = lambda: channel.tell("records.anew", None)
 
     async def open(self) -> None:
         """Opens what the keeper has made ready. Raises StorageError where it cannot be used, or nobody keeps it."""
@@ -76,6 +78,8 @@ class Lodger:
         self._channel.on("store.home", self._move)
         self._channel.on("store.settled", lambda text: self.blobs.settle(Digest.parse(text)))
         self._channel.on("store.drop", self._drop_leftovers)
+        self._channel.on("records.mend", lambda _: self.records.mend())
+        self._channel.on("records.undone", self._hide)
         try:
             news = await self._channel.call("store.hello", None, _HELLO_SECONDS)
         except (TimeoutError, ChannelClosed, Refused) as error:
@@ -83,6 +87,7 @@ class Lodger:
         self._home.identity = _identity(news)
         await self.blobs.open(_suspects(news))
         self._tell_leftovers()
+        self.records.deletions.adopt(map(tuple, news["undone"]))
         await self.records.open()
 
     def begin(self) -> None:
@@ -168,6 +173,12 @@ class Lodger:
         freed = await self.blobs.drop_leftovers(need)
         self._tell_leftovers()
         return freed
+
+    def _hide(self, payload: tuple[list[str], bool]) -> None:
+        """What another process has deleted counts as gone here, too, before the database has heard of it."""
+        key, undone = tuple(payload[0]), payload[1]
+        self.records.deletions.hear(key, undone=undone)
+        self.generations.changed(self.generations.stamp(key).slot)
 
     async def _move(self, news: Any) -> None:
         """The keeper has another directory in the old one's place."""

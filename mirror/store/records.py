@@ -19,6 +19,8 @@ import structlog
 from mirror.oci.errors import StorageError
 from mirror.store import database
 from mirror.store.database import SCHEMA, Key, encode_key
+from mirror.store.deletions import Deletions
+from mirror.store.part import Part
 from mirror.store.sealed import seal, unseal
 from mirror.store.trouble import Trouble
 
@@ -48,9 +50,20 @@ class Records:
     cannot be reached at the moment is left as it is and tried again by `mend`.
     """
 
-    def __init__(self, path: Path, trouble: Trouble, *, check_home: Callable[[], None] = lambda: None) -> None:
-        """`check_home` raises OSError while the directory around `path` is not ours: nothing is made in it then."""
+    def __init__(
+        self,
+        path: Path,
+        trouble: Trouble,
+        *,
+        check_home: Callable[[], None] = lambda: None,
+        part: Part | None = None,
+    ) -> None:
+        """`check_home` raises OSError while the directory around `path` is not ours: nothing is made in it then.
+
+        `part`: which of several processes we are; None where there is no other one.
+        """
         self._path = path
+        self._part = part or Part()
         self._check_home = check_home
         self._aside = path.with_name(f"{path.name}.aside")
         self._parts = [path / name for name in database.FILES]
@@ -66,11 +79,14 @@ class Records:
         """The database, its log and the log's index, as they were opened."""
         self.kept = 0
         """Bytes of what a newer version left, as last measured."""
-        self._undone: dict[Key, None] = {}
-        """Deletions that the database has not heard of: it was locked, or its disk full."""
-        self._mark = path.with_name(f"{path.name}.outdated")
+        self.deletions = Deletions()
+        """Those that the database has not heard of: it was locked, or its disk full."""
+        self.begun_anew: Callable[[], object] = lambda: None
+        """Called when there is a new database in the place of one that could not be used."""
+        self._mark = path.with_name(f"{path.name}.outdated{self._part.name}")
         """There while the database has not heard of a deletion: who finds it after a kill must not believe the rest."""
         self._marked = False
+        self._looked = False
         self._closed = False
 
     async def open(self) -> None:
@@ -86,15 +102,21 @@ class Records:
                 await self._take_up(self._cache)
             else:
                 await self._begin_anew(self._cache, StorageError(f"somebody removed {missing[0].name}"))
-        for key in list(self._undone):
+        for key in self.deletions:
             await self.delete(key)
-        await self._set_mark(bool(self._undone))
+        await self._set_mark(bool(self.deletions))
 
     async def get(self, key: Key) -> bytes | None:
         """The value of `key`, or None."""
-        if key in self._undone:
+        row = await self.row(key)
+        return row[0] if row is not None else None
+
+    async def row(self, key: Key) -> tuple[bytes, float] | None:
+        """The value of `key` and the end of its use, in seconds since the epoch; None where there is none."""
+        if key in self.deletions:
             return None
-        return await self._call(self._reader, lambda cache: unseal(encode_key(key), cache.get(encode_key(key))), None)
+        row = await self._call(self._reader, lambda cache: _row(cache, encode_key(key)), None)
+        return row if key not in self.deletions else None
 
     async def set(self, key: Key, value: bytes, useful_for: float) -> bool:
         """Writes `value`; after `useful_for` seconds it is gone for `get`. Returns whether it was written."""
@@ -103,7 +125,7 @@ class Records:
             self._writer, lambda cache: bool(cache.set(text, seal(text, value), expire=useful_for)), False
         )
         if written:
-            self._undone.pop(key, None)
+            self.deletions.done(key)
         return written
 
     async def delete(self, key: Key) -> None:
@@ -111,12 +133,13 @@ class Records:
 
         What it removed does not come back after a kill, nor after a power loss.
         """
-        self._undone[key] = None
+        self.deletions.begin(key)
         if await self._call(self._writer, lambda cache: database.delete(cache, key), False):
-            self._undone.pop(key, None)
-        elif len(self._undone) > _UNDONE and self._cache is not None:
+            self.deletions.done(key)
+        elif len(self.deletions) > _UNDONE and self._cache is not None:
             await self._begin_anew(self._cache, StorageError("it has not heard of too many deletions"))
         else:
+            self.deletions.failed(key)
             await self._set_mark(wanted=True)
 
     async def volume(self) -> int:
@@ -149,7 +172,7 @@ class Records:
             async with asyncio.timeout(2 * _CLOSE_SECONDS):
                 await self._close()
         except TimeoutError:
-            _log.error("the records were left as they are: the disk does not answer", deletions=len(self._undone))
+            _log.error("the records were left as they are: the disk does not answer", deletions=len(self.deletions))
         finally:
             self._cache = None
             for pool in (self._reader, self._writer):
@@ -166,26 +189,26 @@ class Records:
         for pool in (self._reader, self._writer):  # the writer last: closing the last connection empties the log
             if cache is not None:
                 await self._close_connection(pool, cache)
-        if self._undone:
+        if self.deletions:
             await self._forget_everything()
-        await self._set_mark(bool(self._undone))
+        await self._set_mark(bool(self.deletions))
 
     async def _tell_deletions(self) -> None:
         """As many as the disk takes in time."""
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
-                for key in list(self._undone):
+                for key in self.deletions:
                     await self.delete(key)
         except TimeoutError:
             self._trouble.note("records", OSError(errno.ETIMEDOUT, "the disk does not answer"))
 
     async def _forget_everything(self) -> None:
         """A later process would take what was to be deleted for valid: it has to ask for every name again instead."""
-        _log.error("the records did not hear of all deletions; names are asked again", deletions=len(self._undone))
+        _log.error("the records did not hear of all deletions; names are asked again", deletions=len(self.deletions))
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await asyncio.get_running_loop().run_in_executor(self._writer, self._unlink)
-            self._undone.clear()
+            self.deletions.clear()
         except OSError as error:
             _log.error("the records cannot be removed", error=str(error) or "timed out")
 
@@ -271,10 +294,12 @@ class Records:
         try:
             cache, anew = await asyncio.get_running_loop().run_in_executor(self._writer, self._open_sound, damage)
             if anew:
-                self._undone.clear()
+                self.deletions.clear()
                 self._marked = False
             self._cache = cache
             self._trouble.clear("records")
+            if anew:
+                self.begun_anew()
         except Exception as error:
             self._trouble.note("records", error)
         finally:
@@ -283,14 +308,21 @@ class Records:
     def _open_sound(self, damage: str | None) -> tuple[Any, bool]:
         """The database, and whether it is a new one in the place of one that cannot be used."""
         self._check_home()
+        with self._part.ledger.alone():
+            return self._open_in_turn(damage)
+
+    def _open_in_turn(self, damage: str | None) -> tuple[Any, bool]:
         aside = self._aside
-        if damage is None and not self._marked and self._mark.exists():
+        if damage is not None and self._database in self._missing():
+            damage = None  # another process has moved it aside already
+        if damage is None and not self._marked and self._marks():
             damage = "a process was killed before they had heard of all deletions"
         if damage is None:
             try:
                 cache = self._open_there()
                 schema = database.schema(cache)
                 if schema == SCHEMA:
+                    self._looked = True
                     return cache, False
                 cache.close()
                 damage = f"written by {'a newer' if schema > SCHEMA else 'an older'} version (schema {schema})"
@@ -303,8 +335,16 @@ class Records:
         self._move_to(aside, damage)
         cache = self._open_there()
         database.schema(cache)
-        self._mark.unlink(missing_ok=True)
+        for mark in self._marks():
+            mark.unlink(missing_ok=True)
+        self._looked = True
         return cache, True
+
+    def _marks(self) -> list[Path]:
+        """Those that processes have left that were killed: while others are at work theirs is their own business."""
+        if self._part.keeps and not self._looked:
+            return list(self._path.parent.glob(f"{self._path.name}.outdated*"))
+        return [self._mark] if self._mark.exists() else []
 
     def _open_there(self) -> Any:
         cache = database.open_in(self._path)
@@ -359,6 +399,12 @@ class Records:
         dropped = database.drop_until(cache, math.inf, max(1, min(_STEP, database.count(cache) // 16)))
         database.empty_log(cache)
         return dropped
+
+
+def _row(cache: Any, text: str) -> tuple[bytes, float] | None:
+    value, ends = cache.get(text, expire_time=True)
+    value = unseal(text, value)
+    return (value, math.inf if ends is None else ends) if value is not None else None
 
 
 def _is_same(path: Path, opened: os.stat_result) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import TypeVar
 
 import msgspec
@@ -17,16 +19,17 @@ _IN_MEMORY = 3600.0
 
 
 class Copy:
-    """A record in memory, good while `stamp` is current.
+    """A record in memory, good while `stamp` is current, and until `ends`, in seconds since the epoch.
 
     None stands in place of one that was deleted: the disk may not have heard of it, if it is locked or read-only.
     """
 
-    __slots__ = ("record", "stamp")
+    __slots__ = ("ends", "record", "stamp")
 
-    def __init__(self, record: msgspec.Struct | None, stamp: Stamp) -> None:
+    def __init__(self, record: msgspec.Struct | None, stamp: Stamp, ends: float = math.inf) -> None:
         self.record = record
         self.stamp = stamp
+        self.ends = ends
 
 
 class TypedRecords:
@@ -54,20 +57,14 @@ class TypedRecords:
 
     async def read(self, key: Key, shape: type[R]) -> R | None:
         """The record as it stands on the disk."""
-        value = await self._records.get(key)
-        if value is None:
-            return None
-        try:
-            return msgspec.msgpack.decode(value, type=shape)
-        except msgspec.MsgspecError:
-            return None
+        return (await self._read(key, shape))[0]
 
     async def put(self, key: Key, record: msgspec.Struct, useful_for: float) -> None:
         """Writes the record, which is gone after `useful_for` seconds."""
         self._changes += 1
         self._generations.begins(key)
         before = self._generations.stamp(key)
-        await self._memory.set(key, Copy(record, before), min(useful_for, _IN_MEMORY))
+        await self._memory.set(key, Copy(record, before, time.time() + useful_for), min(useful_for, _IN_MEMORY))
         if await self._records.set(key, msgspec.msgpack.encode(record), useful_for):
             await self._tell(key, before)
 
@@ -86,14 +83,25 @@ class TypedRecords:
 
     async def _held(self, key: Key) -> Copy | None:
         held = await self._memory.get(key)
-        return held if isinstance(held, Copy) and self._generations.is_current(held.stamp) else None
+        if not isinstance(held, Copy) or not self._generations.is_current(held.stamp) or held.ends <= time.time():
+            return None
+        return held
+
+    async def _read(self, key: Key, shape: type[R]) -> tuple[R | None, float]:
+        row = await self._records.row(key)
+        if row is None:
+            return None, 0.0
+        try:
+            return msgspec.msgpack.decode(row[0], type=shape), row[1]
+        except msgspec.MsgspecError:
+            return None, 0.0
 
     async def _fetch(self, key: Key, shape: type[R]) -> R | None:
         changes, before = self._changes, self._generations.stamp(key)
-        record = await self.read(key, shape)
+        record, ends = await self._read(key, shape)
         if changes == self._changes:
             if record is not None:
-                await self._memory.set(key, Copy(record, before), _IN_MEMORY)
+                await self._memory.set(key, Copy(record, before, ends), _IN_MEMORY)
             return record
         # What was written or deleted during the read counts, and must not be hidden by what was there before.
         held = await self._held(key)

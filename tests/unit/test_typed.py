@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -126,3 +127,20 @@ async def test_a_disk_that_does_not_delete_brings_nothing_back(records: TypedRec
     book.lost = False
     await records.put(KEY, Number(2), 60)
     assert await records.get(KEY, Number) == Number(2)
+
+
+async def test_a_copy_ends_with_its_record(records: TypedRecords, book: Book) -> None:
+    """What the disk would not give any more is not given from memory, whichever process wrote it, and when."""
+    book.rows[KEY] = msgspec.msgpack.encode(Number(7))
+    book.ends[KEY] = time.time() + 3600
+    assert await records.get(KEY, Number) == Number(7)
+    await records.put(("number", "two"), Number(2), 3600)
+    late = TypedRecords(book)
+    book.ends[KEY] = time.time()
+    assert await late.get(KEY, Number) == Number(7)  # as the disk still had it
+    book.rows.clear()
+
+    assert await records.get(KEY, Number) == Number(7)
+    assert await records.get(("number", "two"), Number) == Number(2)
+    assert await late.get(KEY, Number) is None
+    await late.close()
