@@ -8,7 +8,6 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -21,8 +20,10 @@ from mirror.singleflight import SingleFlight
 from mirror.store.checks import Checks
 from mirror.store.files import Files, SharedFile, let_go, write_some
 from mirror.store.part import Part
+from mirror.store.rests import Rests
 from mirror.store.shelves import DIRECTORIES, BlobEntry, Directory, Shelves
 from mirror.store.spools import Leftover, Spool, origin_of, parse_spool_name, spool_name
+from mirror.store.survey import Audience, Guide
 from mirror.store.threads import Threads
 from mirror.store.unsettled import Unsettled
 
@@ -42,8 +43,6 @@ _MOST_USES = 200_000
 _MOST_SUSPECTS = 10_000
 """That may have no blob; looking for more of them is worth the wait at the start."""
 _PROBE_BYTES = 4096
-_WRITTEN = 1_700_000_000.0
-"""Seconds since the epoch: when this was written, roughly."""
 _log = structlog.get_logger()
 
 
@@ -214,12 +213,15 @@ class BlobStore:
         """Every directory that may hold blobs."""
         return DIRECTORIES
 
-    async def survey(self, directories: Sequence[Directory], show: Callable[[BlobEntry], None]) -> tuple[int, int]:
-        """Shows each blob, with its last use, to `show`, in a thread. Raises StorageError.
+    async def survey(
+        self, directories: Sequence[Directory], audience: Audience, *, hurried: Callable[[], bool] = lambda: False
+    ) -> tuple[int, int]:
+        """Offers blobs, with their last use, to `audience`, in a thread. Raises StorageError.
 
-        Returns how many they are, and how many bytes they had when the first process began; `net` is on top of that.
+        Returns how many there are, and how many bytes they had when the first process began; `net` is on top of that.
+        There may be a million: unless `hurried`, it leaves the interpreter to others for most of the time.
         """
-        return await self._tidying.run(self._survey, directories, show)
+        return await self._tidying.run(self._survey, directories, audience, hurried)
 
     # What is in doubt.
 
@@ -393,28 +395,13 @@ class BlobStore:
             raise failure
         return removed
 
-    def _survey(self, directories: Sequence[Directory], show: Callable[[BlobEntry], None]) -> tuple[int, int]:
-        count = size = 0
-        for directory in directories:
-            entries, balance = self._shelves.scan(directory)
-            count += len(entries)
-            size += sum(entry.size for entry in entries) - balance
-            for entry in entries:
-                show(self._as_used(entry))
-        return count, size
-
-    def _as_used(self, entry: BlobEntry) -> BlobEntry:
-        """The entry with the later of its file's time and the use noted in memory.
-
-        A time that has not come yet is from before the clock was set back: it would keep the blob younger than those
-        that are in use, so it becomes now. A clock that says less than `_WRITTEN` has not been set yet, and counts not.
-        """
-        now, noted = float(int(self._clock())), self._uses.get(entry.digest, 0.0)
-        if _WRITTEN < now < entry.used_at - 1:
-            with suppress(OSError):  # then the next survey does it
-                self._shelves.used({entry.digest: now})
-            return replace(entry, used_at=now)
-        return entry if noted <= entry.used_at else replace(entry, used_at=noted)
+    def _survey(
+        self, directories: Sequence[Directory], audience: Audience, hurried: Callable[[], bool]
+    ) -> tuple[int, int]:
+        rests = Rests(hurried)
+        guide = Guide(audience, self._uses, self._shelves.used, self._clock())
+        found = [self._shelves.scan(directory, guide, rests) for directory in directories]
+        return sum(count for count, _ in found), sum(size for _, size in found)
 
     def _create_spool(self, digest: Digest, host: str) -> Spool:
         if not self._part.owns(origin_of(host)):  # who is started again there would take it for a leftover

@@ -63,6 +63,8 @@ class Budget:
         """Of the file system, when it was last looked at: bytes free, and all."""
         self._looked_at = -math.inf
         self._one_at_a_time = asyncio.Lock()
+        self._asking = 0
+        """Fills that wait for room: a scan is in a hurry then."""
         self._scans = SingleFlight()
         self._known = False
         self.counted = False
@@ -115,6 +117,7 @@ class Budget:
         """
         if size > self._storage.max_size // 2:
             return None
+        self._asking += 1
         try:
             async with asyncio.timeout(_RESERVE_SECONDS):
                 if not self._known:
@@ -125,6 +128,8 @@ class Budget:
             _log.warning("no room could be made in time for a blob", size=size)
         except StorageError as error:
             self._trouble.note("blobs", error)
+        finally:
+            self._asking -= 1
         return None
 
     async def extend(self, reservation: Reservation, size: int) -> bool:
@@ -199,11 +204,12 @@ class Budget:
         oldest = Oldest(need)
         directories = self._blobs.directories()
         for start in range(0, len(directories), _SCANNED_AT_ONCE):
-            count, size = await self._blobs.survey(directories[start : start + _SCANNED_AT_ONCE], oldest.offer)
+            part = directories[start : start + _SCANNED_AT_ONCE]
+            count, size = await self._blobs.survey(part, oldest, hurried=lambda: self._asking > 0)
             objects += count
             base += size
         self._base = base
-        self._victims = deque(oldest.chosen())
+        self._victims = deque(await self._blobs.compute(oldest.chosen))
         self._scanned_for = need
         self.counted = self._known = True
         self._metrics.cache_objects.labels(kind="blob").set(objects)

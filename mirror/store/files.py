@@ -113,17 +113,21 @@ class Files:
     def scan(self, path: Path) -> Iterable[tuple[str, int, float]]:
         """Name, size in bytes and mtime of each plain file in `path`; nothing where there is no such directory."""
         try:
-            entries = os.scandir(path)
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             return
-        with entries:
-            for entry in entries:
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:  # evicted since the directory was read
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    yield entry.name, status.st_size, status.st_mtime
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    try:
+                        # Not that of the entry, which in some versions keeps the interpreter from everybody meanwhile.
+                        status = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
+                    except FileNotFoundError:  # evicted since the directory was read
+                        continue
+                    if stat.S_ISREG(status.st_mode):
+                        yield entry.name, status.st_size, status.st_mtime
+        finally:
+            os.close(fd)
 
     def free(self, path: Path) -> tuple[int, int]:
         """Free bytes for us on the file system that holds `path`, and its total."""

@@ -18,7 +18,8 @@ from mirror.store.blobs import BlobStore
 from mirror.store.files import SharedFile
 from mirror.store.inspection import Inspection
 from mirror.store.records import Records
-from mirror.store.shelves import BlobEntry, Directory
+from mirror.store.shelves import Directory
+from mirror.store.survey import Everyone
 from mirror.store.trouble import FULL, Trouble
 
 _KEY = ("scrub",)
@@ -153,14 +154,14 @@ class Scrub:
 
     async def _digests(self, directory: Directory, after: Digest | None) -> list[Digest]:
         """Those of a directory that come next, in order; none where it cannot be read."""
-        entries: list[BlobEntry] = []
+        found = Everyone()
         await self._calm()
         try:
-            await self._blobs.survey([directory], entries.append)
+            await self._blobs.survey([directory], found)
         except StorageError as error:
             self._trouble.note("blobs", error)
             return []
-        return sorted(entry.digest for entry in entries if after is None or entry.digest > after)
+        return sorted(entry.digest for entry in found.entries if after is None or entry.digest > after)
 
     # One blob.
 

@@ -7,17 +7,24 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 from mirror.oci.digest import Digest
 from mirror.store.files import Files, SharedFile
 from mirror.store.ledger import DIRECTORIES, Directory, Ledger
+from mirror.store.rests import Rests
 from mirror.store.spools import Spool
 from mirror.store.unsettled import Unsettled
 
 __all__ = ["DIRECTORIES", "BlobEntry", "Directory", "Shelves", "digest_of"]
 
-_NAME = {"sha256": re.compile("[0-9a-f]{64}"), "sha512": re.compile("[0-9a-f]{128}")}
+_HEX_DIGITS = {"sha256": 64, "sha512": 128}
+
+
+_STEP = 64
+"""Blobs between two looks at the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,16 @@ class BlobEntry:
     digest: Digest
     size: int
     used_at: float
+
+
+class Visitor(Protocol):
+    """Looks at blobs that were used before `until`, or after `now`, as their files say (seconds since the epoch)."""
+
+    until: float
+    now: float
+
+    def look(self, entry: BlobEntry) -> None:
+        """At one."""
 
 
 class Shelves:
@@ -133,15 +150,24 @@ class Shelves:
         if failure is not None:
             raise failure
 
-    def scan(self, directory: Directory) -> tuple[list[BlobEntry], int]:
-        """The blobs in a directory, and its balance at the same moment."""
-        entries = []
+    def scan(self, directory: Directory, visitor: Visitor, rests: Rests) -> tuple[int, int]:
+        """Has blobs of a directory looked at; returns how many it holds, and their bytes without its balance.
+
+        There may be a million: whatever is done for each of them has to be little, and not all at once.
+        """
+        is_ours = _names_in(directory).fullmatch  # what is not is left alone
+        count = total = 0
         with self._ledger.turn(directory):
             for name, size, used_at in self._files.scan(self._root.joinpath("blobs", *directory)):
-                digest = digest_of(directory, name)
-                if digest is not None:  # what is not ours is left alone
-                    entries.append(BlobEntry(digest, size, used_at))
-            return entries, self._ledger.balance(directory)
+                if not is_ours(name):
+                    continue
+                count += 1
+                total += size
+                if used_at < visitor.until or used_at > visitor.now:
+                    visitor.look(BlobEntry(Digest(directory[0], name), size, used_at))
+                if not count % _STEP:
+                    rests.step()
+            return count, total - self._ledger.balance(directory)
 
     def _path(self, digest: Digest) -> Path:
         return self._root / "blobs" / digest.algorithm / digest.hex[:2] / digest.hex
@@ -160,6 +186,11 @@ def _directory(digest: Digest) -> Directory:
 
 def digest_of(directory: Directory, name: str) -> Digest | None:
     """The digest of the blob whose file has this name in that directory; None for a file that is not one of ours."""
-    algorithm, prefix = directory
     # Digest.parse would remember each, and forget what requests ask for.
-    return Digest(algorithm, name) if name.startswith(prefix) and _NAME[algorithm].fullmatch(name) else None
+    return Digest(directory[0], name) if _names_in(directory).fullmatch(name) else None
+
+
+@cache
+def _names_in(directory: Directory) -> re.Pattern[str]:
+    algorithm, prefix = directory
+    return re.compile(f"{prefix}[0-9a-f]{{{_HEX_DIGITS[algorithm] - len(prefix)}}}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 
 from mirror.store.shelves import BlobEntry
 
@@ -17,6 +18,8 @@ class Oldest:
     """
 
     def __init__(self, need: int, most: int = MOST) -> None:
+        self.until = math.inf if need > 0 else -math.inf
+        """Blobs that were used at this time or later (seconds since the epoch) need not be offered."""
         self._need = need
         self._most = most
         self._heap: list[tuple[float, str, BlobEntry]] = []
@@ -24,14 +27,15 @@ class Oldest:
 
     def offer(self, entry: BlobEntry) -> None:
         """Considers a blob."""
-        enough = self._bytes >= self._need or len(self._heap) >= self._most
-        if enough and self._heap and -self._heap[0][0] <= entry.used_at:
+        if entry.used_at >= self.until:
             return
         heapq.heappush(self._heap, (-entry.used_at, entry.digest.hex, entry))
         self._bytes += entry.size
         while self._heap and (self._bytes - self._heap[0][2].size >= self._need or len(self._heap) > self._most):
             self._bytes -= heapq.heappop(self._heap)[2].size
+        if self._heap and (self._bytes >= self._need or len(self._heap) >= self._most):
+            self.until = -self._heap[0][0]
 
     def chosen(self) -> list[BlobEntry]:
         """The victims, the least recently used first."""
-        return [entry for _, _, entry in sorted(self._heap, key=lambda item: item[:2], reverse=True)]
+        return [entry for _, _, entry in sorted(self._heap, reverse=True)]

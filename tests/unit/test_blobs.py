@@ -17,6 +17,8 @@ from mirror.oci.errors import StorageError
 from mirror.store.blobs import BlobStore, is_full
 from mirror.store.files import SharedFile
 from mirror.store.shelves import DIRECTORIES, BlobEntry
+from mirror.store.survey import Everyone
+from mirror.store.victims import Oldest
 from tests.faulty import METHODS, FaultyFiles
 from tests.storing import HOST, bytes_in, content, path_of, put, read, spool, until
 
@@ -48,7 +50,7 @@ async def after_a_crash(store: BlobStore, disk: FaultyFiles, tmp_path: Path, **o
 
 async def total(store: BlobStore) -> int:
     """The bytes of all blobs as a scan counts them."""
-    _, before = await store.survey(store.directories(), lambda _: None)
+    _, before = await store.survey(store.directories(), Oldest(0))
     return before + store.net
 
 
@@ -152,13 +154,13 @@ async def test_files_that_are_not_ours_are_neither_counted_nor_touched(store: Bl
     for name in ("README", path.name[:-1], path.name + "0", path.name.upper()[:-1] + "X", elsewhere + path.name[2:]):
         path.with_name(name).write_text("hands off")
     path.with_name(path.name[:2] + "0" * 62).mkdir()
-    found: list[BlobEntry] = []
+    found = Everyone()
 
-    await store.survey(DIRECTORIES, found.append)
+    await store.survey(DIRECTORIES, found)
 
-    assert [entry.digest.hex for entry in found] == [path.name]
+    assert [entry.digest.hex for entry in found.entries] == [path.name]
     assert await total(store) == 1000
-    assert await store.remove_unused([BlobEntry(entry.digest, 1, 4e9) for entry in found]) == [1000]
+    assert await store.remove_unused([BlobEntry(entry.digest, 1, 4e9) for entry in found.entries]) == [1000]
     assert len(list(path.parent.iterdir())) == 6
 
 
@@ -301,7 +303,7 @@ async def test_the_loop_turns_while_the_disk_hangs(store: BlobStore, disk: Fault
             store.create_spool(digest, HOST),
             store.append(made, [b"x"]),
             store.commit(made),
-            store.survey(DIRECTORIES, lambda _: None),
+            store.survey(DIRECTORIES, Everyone()),
             store.free(),
             store.probe(),
         )

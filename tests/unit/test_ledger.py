@@ -15,6 +15,7 @@ import pytest
 from mirror.store.blobs import BlobStore
 from mirror.store.ledger import DIRECTORIES, Ledger, share
 from mirror.store.part import Part
+from mirror.store.victims import Oldest
 from tests.faulty import FaultyFiles
 from tests.storing import bytes_in, content, put
 
@@ -117,11 +118,11 @@ async def test_a_survey_counts_what_others_bring_and_remove(shared: int, tmp_pat
     await put(keeper, content(2))
     half, rest = DIRECTORIES[:128], DIRECTORIES[128:]
 
-    _, base = await keeper.survey(half, lambda _: None)
+    _, base = await keeper.survey(half, Oldest(0))
     for number in range(3, 40):
         await put(worker, content(number, 10 * number))
     await worker.remove(first)
-    base += (await keeper.survey(rest, lambda _: None))[1]
+    base += (await keeper.survey(rest, Oldest(0)))[1]
     await put(worker, content(99))
 
     assert base + keeper.net == base + worker.net == bytes_in(tmp_path / "blobs")

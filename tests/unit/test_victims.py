@@ -81,6 +81,17 @@ def test_the_order_of_the_scan_does_not_matter(held: list[BlobEntry], need: int,
     assert choose_victims(shuffled, need) == choose_victims(held, need)
 
 
+@given(entries, st.integers(0, 3000), st.integers(1, 10))
+def test_whoever_need_not_be_offered_would_not_be_chosen(held: list[BlobEntry], need: int, most: int) -> None:
+    """A scan may pass over those that were used too lately, as far as it knows by then."""
+    oldest = Oldest(need, most)
+    for entry in held:
+        if entry.used_at < oldest.until:
+            oldest.offer(entry)
+
+    assert [entry.used_at for entry in oldest.chosen()] == [entry.used_at for entry in choose_victims(held, need, most)]
+
+
 def test_nothing_is_chosen_where_nothing_is_needed() -> None:
     """A scan that only counts remembers nobody."""
     assert choose_victims([BlobEntry(Digest.of(b""), 5, 1.0)], 0) == []
