@@ -352,6 +352,7 @@ async def test_nothing_is_read_while_the_disk_is_in_trouble(house: House) -> Non
     error = StorageError("planted")
     error.__cause__ = OSError(errno.EIO, "planted")
     house.trouble.note("blobs", error)
+    await until(lambda: not house.disk.open_paths)  # the last close runs in a thread
     before = house.disk.calls.copy()
     task = asyncio.create_task(house.scrub().once())
     await asyncio.sleep(0.05)
