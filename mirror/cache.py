@@ -119,7 +119,8 @@ class Cache:
         self._records = records
         self._names = TypedRecords(records, generations=self.generations)
         self._lists = TypedRecords(records, Memory(limit=_LIST_BYTES, weigh=_weight), generations=self.generations)
-        self._router = router
+        self.router = router
+        """What it knows of the upstreams; another one with each configuration."""
         self._clock = clock
         self._manifests: Bounded[Digest, HeldManifest] = Bounded(_MANIFEST_BYTES)
         self._noting: set[asyncio.Task[Any]] = set()
@@ -181,7 +182,7 @@ class Cache:
         if not await self._stands(question):
             return
         record = TagRecord(str(digest), self._clock(), question.epoch, await self._before(target, tag, digest))
-        useful_for = self.tag_ttl(target, tag) + self._router.settings(target.upstream).stale_if_error
+        useful_for = self.tag_ttl(target, tag) + self.router.settings(target.upstream).stale_if_error
         # A tag past all that still tells whether a HEAD will do in place of a GET.
         await self._names.put(_key("tag", target, tag), record, max(useful_for, _KEPT))
         await self._forget_absence(target, tag, "manifest")
@@ -194,7 +195,7 @@ class Cache:
 
     def tag_ttl(self, target: Target, tag: Tag) -> float:
         """Seconds for which a tag is taken as unmoved: the first matching pattern's, the upstream's, the default."""
-        return self._router.tag_ttl(target.upstream, tag.name)
+        return self.router.tag_ttl(target.upstream, tag.name)
 
     def now(self) -> float:
         """The wall clock, in seconds since the epoch."""
@@ -252,10 +253,10 @@ class Cache:
 
     def list_ttl(self, target: Target) -> float:
         """Seconds for which a list is taken as complete."""
-        return self._router.list_ttl(target.upstream)
+        return self.router.list_ttl(target.upstream)
 
     def _list_useful_for(self, target: Target) -> float:
-        return self.list_ttl(target) + self._router.settings(target.upstream).stale_if_error
+        return self.list_ttl(target) + self.router.settings(target.upstream).stale_if_error
 
     # Manifests.
 
@@ -385,7 +386,7 @@ class Cache:
             return
         if not isinstance(reference, ListName):
             await self._names.delete(_key("tag" if isinstance(reference, Tag) else f"link-{kind}", target, reference))
-        ttl = self._router.settings(target.upstream).negative_ttl
+        ttl = self.router.settings(target.upstream).negative_ttl
         if ttl > 0:
             record = AbsenceRecord(error.code, error.message, self._clock())
             await self._names.put(_key(f"absent-{kind}", target, reference), record, ttl)
@@ -393,7 +394,7 @@ class Cache:
     async def absence(self, target: Target, reference: Named, kind: AnyKind) -> AbsenceRecord | None:
         """The upstream's 404, while it is young enough."""
         record = await self._names.get(_key(f"absent-{kind}", target, reference), AbsenceRecord)
-        ttl = self._router.settings(target.upstream).negative_ttl
+        ttl = self.router.settings(target.upstream).negative_ttl
         return record if record is not None and self.overdue(record.checked_at, ttl) < 0 else None
 
     async def check_absence(self, target: Target, reference: Named, kind: AnyKind) -> None:
@@ -423,7 +424,7 @@ class Cache:
     async def _prolong(self, names: TypedRecords, key: Key, target: Target, record: TagRecord | ListRecord) -> None:
         """Lets a name that is used outlive its time while nobody may be asked for it anew; at most daily."""
         now = self._clock()
-        if self._router.settings(target.upstream).offline and now - (self._prolonged.get(key) or 0.0) > _DAY:
+        if self.router.settings(target.upstream).offline and now - (self._prolonged.get(key) or 0.0) > _DAY:
             self._prolonged.set(key, now)
             await names.put(key, record, _KEPT)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from aiohttp import web
 from aiohttp.abc import AbstractResolver
 
 from mirror.api.content import ContentApi
@@ -16,7 +19,7 @@ from mirror.api.sender import Sender
 from mirror.auth import Authenticator
 from mirror.cache import Cache
 from mirror.config import Settings
-from mirror.download import PACED, Downloads, Lanes, Tools
+from mirror.download import PACED, Downloads, Flights, Lanes, Tools
 from mirror.memory import Key, Memory
 from mirror.metrics import Metrics
 from mirror.pull import (
@@ -30,16 +33,39 @@ from mirror.pull import (
     Renewals,
     TagsPuller,
 )
-from mirror.routing import Router
+from mirror.routing import Router, UpstreamName
 from mirror.transport import Transport
+from mirror.transport.gate import Gate
 from mirror.upstream import Upstreams
 
 _SECRET_BYTES = 16 << 20
 """Of tokens and challenges: how long one is, and the names by which it is found, is an upstream's choice."""
 
 
+class Lasting:
+    """What outlives a configuration: what upstreams have told us, whose turn it is, and what is under way."""
+
+    def __init__(self, settings: Settings, router: Router, metrics: Metrics, clock: Callable[[], float]) -> None:
+        self.gate = Gate(settings.timeouts, metrics, clock)
+        self.secrets = Memory(max_keys=10_000, limit=_SECRET_BYTES, weigh=_secret_weight)
+        self.lanes = Lanes(settings.max_downloads, _share(router), metrics)
+        self.flights = Flights()
+        self._router = router
+
+    def adopt(self, settings: Settings, router: Router) -> None:
+        """Goes on under another configuration."""
+        before, self._router = self._router, router
+        self.gate.adjust(settings.timeouts)
+        self.lanes.adjust(settings.max_downloads, _share(router))
+        self.flights.part(lambda upstream: before.settings(upstream).url != router.settings(upstream).url)
+
+    async def close(self) -> None:
+        """Forgets the secrets."""
+        await self.secrets.close()
+
+
 class Engine:
-    """Answers registry requests from `cache` and the upstreams; `registry` is the way in, `close` the end.
+    """Answers registry requests from `cache` and the upstreams; `handle` is the way in, `close` the end.
 
     `router` says what `cache` is to know of the upstreams.
     """
@@ -52,6 +78,7 @@ class Engine:
         traffic: Traffic,
         sender: Sender,
         metrics: Metrics,
+        lasting: Lasting,
         *,
         clock: Callable[[], float] = time.time,
         resolver: AbstractResolver | None = None,
@@ -67,15 +94,14 @@ class Engine:
             is_global=is_global,
             clock=clock,
             streams=settings.max_downloads + PACED + PROOFS,
+            gate=lasting.gate,
         )
-        self._secrets = Memory(max_keys=10_000, limit=_SECRET_BYTES, weigh=_secret_weight)
-        authenticator = Authenticator(self._transport, self._secrets, metrics=metrics, clock=clock)
-        upstreams = Upstreams(router, self._transport, authenticator)
+        self._authenticator = Authenticator(self._transport, lasting.secrets, metrics=metrics, clock=clock)
+        upstreams = Upstreams(router, self._transport, self._authenticator)
 
         # What is done with it.
-        lanes = Lanes(settings.max_downloads, lambda name: router.settings(name).max_downloads, metrics)
-        tools = Tools(upstreams, cache, metrics, timeouts, lanes)
-        self.downloads = Downloads(tools, abandon_below=settings.abandon_below)
+        tools = Tools(upstreams, cache, metrics, timeouts, lasting.lanes)
+        self.downloads = Downloads(tools, abandon_below=settings.abandon_below, flights=lasting.flights)
         self.renewals = Renewals(cache, router)
         self._permissions = Permissions(cache, upstreams, self.renewals, metrics, timeouts.first_byte)
         asker = ManifestAsker(cache, upstreams, metrics, timeouts.first_byte)
@@ -87,9 +113,36 @@ class Engine:
 
         # Who asks us.
         content = ContentApi(self._manifests, blobs, traffic, sender)
-        self.registry = RegistryApi(router, content, ListingsApi(tags, referrers))
+        self._registry = RegistryApi(router, content, ListingsApi(tags, referrers))
         self.ready = ReadyAnswers(clock, by_host=router.has_aliases)
         """Answers made by this configuration: `traffic.ready` while it counts."""
+
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answers any request. Raises MirrorError, for what is around it to answer, and ClientGone."""
+        with self.in_use():
+            return await self._registry.handle(request)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps it open while somebody needs it."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def outlived(self) -> None:
+        """Waits until nobody needs it: each request that came to it is answered, and its downloads are over."""
+        while self._users or self.downloads.flying:
+            await self._unused.wait()
+            await self.downloads.landed()
 
     async def close(self) -> None:
         """Stops what is being asked, and closes every connection to an upstream; after the last download."""
@@ -97,8 +150,13 @@ class Engine:
         await self._permissions.close()
         await self._lists.close()
         await self._manifests.close()
+        await self._authenticator.close()
         await self._transport.close()
-        await self._secrets.close()
+
+
+def _share(router: Router) -> Callable[[UpstreamName], int | None]:
+    """The most downloads of an upstream, where it has a number of its own."""
+    return lambda upstream: router.settings(upstream).max_downloads
 
 
 def _secret_weight(key: Key, value: object) -> int:

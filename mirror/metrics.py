@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from mirror import __version__
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 12.0, 30.0, 60.0, 300.0)
+
+
+class Moment(Collector):
+    """A gauge that is there only while it has a value: at 0 it would be a long time ago."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name = name
+        self._text = text
+        self._value: float | None = None
+
+    def set(self, value: float | None) -> None:
+        """In seconds since the epoch; None for none."""
+        self._value = value
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry."""
+        gauge = GaugeMetricFamily(self._name, self._text)
+        if self._value is not None:
+            gauge.add_metric([], self._value)
+        yield gauge
 
 
 class Metrics:
@@ -114,10 +138,11 @@ class Metrics:
             "peer_requests", "Requests to another worker, by its slot and what came of them.", ("peer", "result")
         )
         self.worker_restarts = self._counter("worker_restarts", "Workers that died and were started again.")
-        self.certificate_expiry = self._gauge(
-            "tls_certificate_expiry_timestamp_seconds",
+        self.certificate_expiry = Moment(
+            "mirror_tls_certificate_expiry_timestamp_seconds",
             "When the certificate of the registry port ends, in seconds since the epoch.",
         )
+        self.registry.register(self.certificate_expiry)
         self.start_time = self._gauge("start_time_seconds", "When this process started, in seconds since the epoch.")
         self.build_info = self._gauge("build_info", "Always 1; the version is the label.", ("version",))
         self.build_info.labels(version=__version__).set(1)

@@ -7,12 +7,14 @@ import os
 import resource
 import signal
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 
 from mirror import __version__
-from mirror.config import Settings
+from mirror.config import Settings, warnings
+from mirror.reloading import Reloading
 
 _MOST_DESCRIPTORS = 1 << 20
 _HANGING_SECONDS = 5.0
@@ -30,23 +32,37 @@ class Application(Protocol):
     async def stop(self, *, drain: float = 0.0, grace: float = 0.0) -> None:
         """Says that it is leaving for `drain` seconds, lets transfers run for `grace` seconds, and ends."""
 
+    async def reload(self, settings: Settings) -> list[str]:
+        """Goes on under another configuration; returns the keys that need a restart."""
+
     def hurry(self) -> None:
         """Cuts the waiting of a running `stop` short."""
 
 
-async def run(application: Application) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code. Raises what `start` raises."""
-    settings, stopping = application.settings, asyncio.Event()
+async def run(application: Application, read: Callable[[], Settings] | None = None) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code. Raises what `start` raises.
+
+    `read` gives the configuration again on SIGHUP, or raises ConfigError; without it, only what it names is read again.
+    """
+    stopping = asyncio.Event()
+    reloading = Reloading(read or (lambda: application.settings), application.reload)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
     # A second Ctrl-C means now. A second SIGTERM does not: it may be the same one, sent to us and to our group.
     loop.add_signal_handler(signal.SIGINT, lambda: application.hurry() if stopping.is_set() else stopping.set())
-    _log.info("starting", version=__version__, data=str(settings.storage.path))
+    loop.add_signal_handler(signal.SIGHUP, reloading.ask)
+    _log.info("starting", version=__version__, data=str(application.settings.storage.path))
+    for doubt in warnings(application.settings):
+        _log.warning("the configuration is hardly meant so", problem=doubt)
     starting, stop = asyncio.create_task(application.start()), asyncio.create_task(stopping.wait())
     await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         await starting
+        rereading = asyncio.create_task(reloading.run(), name="reloading")
         await stop
+        rereading.cancel()
+        await asyncio.wait([rereading])
+        settings = application.settings
         _log.info("stopping", grace=settings.shutdown_grace)
         await application.stop(drain=settings.drain_delay, grace=settings.shutdown_grace)
     else:

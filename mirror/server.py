@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -21,11 +23,12 @@ from mirror.api.listener import Listener
 from mirror.api.middleware import Traffic
 from mirror.api.secured import Entrance
 from mirror.api.sender import Sender
-from mirror.api.tls import server_context
+from mirror.api.tls import read_files
 from mirror.cache import Cache
-from mirror.config import Settings
+from mirror.config import Settings, need_restart
 from mirror.download import Downloads
-from mirror.engine import Engine
+from mirror.engine import Engine, Lasting
+from mirror.engines import Engines
 from mirror.metrics import Metrics
 from mirror.process import raise_descriptor_limit, run
 from mirror.pull import Renewals
@@ -80,7 +83,7 @@ class Mirror:
         patience: float = 10.0,
         post: Post | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings = self._begun = settings
         self.metrics = metrics or Metrics()
         self.port = 0
         self.admin_port = 0
@@ -101,21 +104,27 @@ class Mirror:
         self._proxies = Proxies(settings.trusted_proxies)
         self.traffic = Traffic(self.metrics, self._proxies)
         sender = Sender(patience, self._store.trouble)
-        self._engine = Engine(
-            settings,
-            router,
-            self._cache,
-            self.traffic,
-            sender,
-            self.metrics,
-            clock=clock,
-            resolver=resolver,
-            is_global=is_global,
-        )
-        self.traffic.ready = self._engine.ready
+        lasting = Lasting(settings, router, self.metrics, clock)
+
+        def build(settings: Settings, router: Router) -> Engine:
+            return Engine(
+                settings,
+                router,
+                self._cache,
+                self.traffic,
+                sender,
+                self.metrics,
+                lasting,
+                clock=clock,
+                resolver=resolver,
+                is_global=is_global,
+            )
+
+        self._engines = Engines(settings, router, lasting, self._cache, self.traffic, self.metrics, build)
         self._admin = AdminApi(self._scrape, self._state)
         self._listener: Listener | None = None
-        self._entrance: Entrance | None = None
+        self._admission: Admission
+        self._entrance: Entrance
         self._closing = AsyncExitStack()
         """What is to be let go of, in the reverse order of its making."""
         self._stopping = asyncio.Lock()
@@ -123,7 +132,7 @@ class Mirror:
         self._closing.push_async_callback(self._store.close)
         self._closing.push_async_callback(self._cache.close)
         self._closing.callback(sender.close)
-        self._closing.push_async_callback(self._engine.close)
+        self._closing.push_async_callback(self._engines.close)
 
     # Its parts, for whoever looks into one.
 
@@ -152,12 +161,12 @@ class Mirror:
     @property
     def downloads(self) -> Downloads:
         """Those under way."""
-        return self._engine.downloads
+        return self._engines.current.downloads
 
     @property
     def renewals(self) -> Renewals:
         """Links that are being asked for again."""
-        return self._engine.renewals
+        return self._engines.current.renewals
 
     async def start(self) -> None:
         """Opens the store and listens. Raises StorageError where the data directory is not ours, OSError for a port.
@@ -167,7 +176,7 @@ class Mirror:
         try:
             await self._store.open()
             self._store.begin()
-            self._listener = self._keep(self._registry_listener())
+            self._listener = self._keep(self._registry_listener(await self._context(self.settings)))
             if self._post is not None:
                 await self._listener.adopt(self._post.listening)
                 return
@@ -202,6 +211,23 @@ class Mirror:
                 await self._finish_downloads(max(0.0, ends - asyncio.get_running_loop().time()))
             await self._closing.aclose()
 
+    async def reload(self, settings: Settings) -> list[str]:
+        """Goes on under another configuration, and what it names in files; returns the keys that need a restart.
+
+        What is under way ends as it began, no connection is lost, and what upstreams have told us is still known.
+        Raises OSError and ValueError where the files for TLS cannot be used; nothing has changed then.
+        """
+        context = await self._context(settings)
+        self._engines.adopt(settings)
+        self._entrance.context = context
+        self._entrance.server.adjust(_limits(settings))
+        self._admission.adjust(*self._places(settings))
+        self._proxies.adopt(settings.trusted_proxies)
+        if isinstance(self._store, Keeper):
+            self._store.adjust(settings.storage)
+        self.settings = settings
+        return need_restart(self._begun, settings)
+
     def hurry(self) -> None:
         """Cuts the waiting of a running `stop` short; what is to be written still is."""
         self._hurry.set()
@@ -212,27 +238,36 @@ class Mirror:
         self._closing.push_async_callback(listener.close)
         return listener
 
-    def _registry_listener(self) -> Listener:
-        settings = self.settings
+    async def _context(self, settings: Settings) -> ssl.SSLContext | None:
+        """What begins TLS with clients from now on. Raises OSError and ValueError."""
+        pool = ThreadPoolExecutor(1, "certificates")
+        try:
+            context, ends = await asyncio.get_running_loop().run_in_executor(pool, read_files, settings.tls)
+        finally:
+            pool.shutdown(wait=False)
+        self.metrics.certificate_expiry.set(ends)
+        return context
+
+    def _places(self, settings: Settings) -> tuple[int, int]:
+        """How many connections this process takes, in all and from one address."""
         slots = len(self._post.peers) if self._post else 1
-        admission = Admission(
-            places(share(settings.max_connections, slots)),
-            share(settings.max_connections_per_client, slots),
+        return places(share(settings.max_connections, slots)), share(settings.max_connections_per_client, slots)
+
+    def _registry_listener(self, context: ssl.SSLContext | None) -> Listener:
+        self._admission = Admission(
+            *self._places(self.settings),
             is_proxy=self._proxies.trusts,
             refused=self.metrics.connections_refused,
             present=self.metrics.connections,
         )
         server = HttpServer(
-            self.traffic.around(self._engine.registry.handle),
+            self.traffic.around(self._engines.handle),
             at_once=self.traffic.at_once,
             malformed=self.traffic.malformed,
-            limits=Limits(
-                request=settings.timeouts.request, idle=settings.timeouts.idle, stall=settings.timeouts.client
-            ),
-            admission=admission,
+            limits=_limits(self.settings),
+            admission=self._admission,
         )
-        context = server_context(settings.tls)
-        self._entrance = Entrance(server, context) if context is not None else None
+        self._entrance = Entrance(server, context)
         return Listener(web.ServerRunner(server, shutdown_timeout=_CANCEL_SECONDS), self._entrance)
 
     async def _scrape(self) -> Samples:
@@ -252,10 +287,10 @@ class Mirror:
         await listener.close()  # cuts them off
 
     async def _finish_downloads(self, grace: float) -> None:
-        await self._unless_hurried(self._engine.downloads.finish(grace), grace)
+        await self._unless_hurried(self.downloads.finish(grace), grace)
         try:
             async with asyncio.timeout(_HANGING_SECONDS):
-                await self._engine.downloads.finish(0)
+                await self.downloads.finish(0)
         except TimeoutError:
             _log.warning("some downloads could not be stopped: the disk does not answer")
 
@@ -271,8 +306,16 @@ class Mirror:
             await asyncio.gather(*waits, return_exceptions=True)
 
 
-def serve(settings: Settings, *, files: Files | None = None) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code. Raises StorageError and OSError where it cannot start."""
+def _limits(settings: Settings) -> Limits:
+    timeouts = settings.timeouts
+    return Limits(request=timeouts.request, idle=timeouts.idle, stall=timeouts.client)
+
+
+def serve(settings: Settings, read: Callable[[], Settings] | None = None, *, files: Files | None = None) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code. Raises StorageError and OSError where it cannot start.
+
+    `read` gives the configuration again on SIGHUP, or raises ConfigError; without it, only what it names is read again.
+    """
     allocator.set_up()
     metrics = Metrics()
     log.configure(level=settings.log_level, metrics_dropped=metrics.log_lines_dropped)
@@ -280,4 +323,4 @@ def serve(settings: Settings, *, files: Files | None = None) -> int:
     wanted, most = settings.max_connections, places(settings.max_connections)
     if most < wanted:
         _log.warning("the limit on open files allows fewer connections", max_connections=wanted, connections=most)
-    return asyncio.run(run(Mirror(settings, metrics=metrics, files=files)))
+    return asyncio.run(run(Mirror(settings, metrics=metrics, files=files), read))

@@ -37,13 +37,19 @@ class Slots:
     def __init__(
         self, places: int, queue: int, *, what: str, changed: Callable[[int], object] = lambda _: None
     ) -> None:
-        self._free = places
+        self._places = self._free = places
         self._longest = queue
         self._what = what
         self._changed = changed
         self._taken: Counter[str] = Counter()
         self._waiting: Counter[str] = Counter()
         self._queue: dict[asyncio.Future[Slot], tuple[str, int | None]] = {}
+
+    def resize(self, places: int, queue: int) -> None:
+        """So many from now on. Who has a place keeps it; who waits has the place that there was to wait in."""
+        self._free += places - self._places
+        self._places, self._longest = places, queue
+        self._hand_out()
 
     async def take(self, host: str, within: float, most: int | None = None) -> Slot:
         """A place for `host`, which may have `most` of them, or else its share.
@@ -81,8 +87,11 @@ class Slots:
     def _give_back(self, host: str) -> None:
         _count_down(self._taken, host)
         self._free += 1
+        self._hand_out()
+
+    def _hand_out(self) -> None:
         for turn, (waiting, most) in list(self._queue.items()):
-            if not self._free:
+            if self._free <= 0:
                 break
             if not turn.done() and self._may_have(waiting, most):
                 turn.set_result(self._give(waiting))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import structlog
@@ -18,7 +19,7 @@ from mirror.api.admin import AdminApi, State, admin_listener
 from mirror.api.admission import places, share
 from mirror.api.forwarded import Proxies
 from mirror.api.middleware import Traffic
-from mirror.config import Settings, pack
+from mirror.config import Settings, need_restart, pack
 from mirror.crew import Crew, Tools
 from mirror.metrics import Metrics
 from mirror.process import raise_descriptor_limit, run
@@ -38,7 +39,7 @@ class Supervisor:
     def __init__(
         self, settings: Settings, slots: int, turns: int, *, metrics: Metrics | None = None, files: Files | None = None
     ) -> None:
-        self.settings = settings
+        self.settings = self._begun = settings
         self.port = 0
         self.admin_port = 0
         self._slots = slots
@@ -83,6 +84,14 @@ class Supervisor:
                 closing.cancel()
             self._close_port()
             await self._closing.aclose()
+
+    async def reload(self, settings: Settings) -> list[str]:
+        """Has all workers go on under another configuration, as a `Mirror` does; returns the keys that need a restart."""
+        self._keeper.adjust(settings.storage)
+        if self._crew is not None:
+            self._crew.reload(pack(settings))
+        self.settings = settings
+        return need_restart(self._begun, settings)
 
     def hurry(self) -> None:
         """Cuts the waiting of a running `stop` short."""
@@ -142,8 +151,13 @@ def slots_of(settings: Settings) -> int:
     return settings.workers or len(os.sched_getaffinity(0))
 
 
-def serve(settings: Settings, slots: int, *, files: Files | None = None) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code. Raises StorageError and OSError where it cannot start."""
+def serve(
+    settings: Settings, slots: int, read: Callable[[], Settings] | None = None, *, files: Files | None = None
+) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code. Raises StorageError and OSError where it cannot start.
+
+    `read` gives the configuration again on SIGHUP, or raises ConfigError; without it, only what it names is read again.
+    """
     allocator.set_up()
     metrics = Metrics()
     turns = os.memfd_create("mirror-log")
@@ -156,4 +170,4 @@ def serve(settings: Settings, slots: int, *, files: Files | None = None) -> int:
             max_connections=settings.max_connections,
             connections=slots * places(wanted),
         )
-    return asyncio.run(run(Supervisor(settings, slots, turns, metrics=metrics, files=files)))
+    return asyncio.run(run(Supervisor(settings, slots, turns, metrics=metrics, files=files), read))

@@ -18,6 +18,7 @@ from mirror.handover import Handover
 from mirror.metrics import Metrics
 from mirror.oci.errors import MirrorError
 from mirror.process import leave_hanging_threads_behind
+from mirror.reloading import Reloading
 from mirror.server import Mirror, Post
 from mirror.sockets import Listening
 from mirror.store.lodger import Lodger
@@ -64,6 +65,8 @@ class _Worker:
         self._channel = channel
         self._stop = asyncio.Event()
         self._drain = self._grace = 0.0
+        self._settings = settings
+        """As the supervisor has last said."""
         store = Lodger(settings.storage, metrics, channel, handover.shared, handover.slot, len(handover.peers))
         post = Post(
             slot=handover.slot,
@@ -73,8 +76,10 @@ class _Worker:
             asked=Listening(fileno=handover.asked),
         )
         self._mirror = Mirror(settings, metrics=metrics, post=post)
+        self._reloading = Reloading(lambda: self._settings, self._adopt)
         handlers: dict[str, Callable[[Any], Any]] = {
             "stop": self._hear_stop,
+            "settings": self._hear_settings,
             "hurry": lambda _: self._mirror.hurry(),
             "report": lambda _: self._report(),
         }
@@ -98,7 +103,10 @@ class _Worker:
             return 1
         self._channel.tell("serving", None)
         reporting = asyncio.create_task(self._report_for_ever(), name="report")
+        reloading = asyncio.create_task(self._reloading.run(), name="reloading")
         await stop
+        reloading.cancel()
+        await asyncio.wait([reloading])
         await self._mirror.stop(drain=self._drain, grace=self._grace)
         reporting.cancel()
         await self._report_at_last()
@@ -107,6 +115,14 @@ class _Worker:
     def _hear_stop(self, said: Any) -> None:
         self._drain, self._grace = said
         self._stop.set()
+
+    def _hear_settings(self, said: Any) -> None:
+        self._settings = unpack(said)
+        self._reloading.ask()
+
+    async def _adopt(self, settings: Settings) -> list[str]:
+        await self._mirror.reload(settings)
+        return []  # the supervisor has named them
 
     def _be_orphaned(self) -> None:
         if not self._stop.is_set():

@@ -122,6 +122,11 @@ class RunningMirror:
             await self._session.close()
         await self.app.stop(**how)
 
+    async def reload(self, **changes: Any) -> list[str]:
+        """Goes on under another configuration; returns the keys that need a restart."""
+        self.settings = self.settings.model_copy(update=changes)
+        return await self.app.reload(self.settings)
+
     async def restart(self) -> None:
         """A clean stop and a start."""
         await self.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,12 @@ class Served:
         await self.begin()
         await self.told("serving")
         return self
+
+    async def reload(self, **changes: Any) -> None:
+        """Writes another configuration, and says so."""
+        self._settings |= changes
+        self._config.write_text(json.dumps(self._settings))
+        self.process.send_signal(signal.SIGHUP)
 
     async def told(self, event: str) -> None:
         """Waits until it has logged an event."""

@@ -57,6 +57,10 @@ class Admission:
         self._by_client: dict[str, int] = {}
         self._lingering: set[_TurnedAway] = set()
 
+    def adjust(self, most: int, most_each: int) -> None:
+        """Other limits from now on; who is here stays."""
+        self._most, self._most_each = most, most_each
+
     def enter(self, transport: asyncio.Transport) -> str | None:
         """One more connection; its client's address, to `leave` with. None where it has been turned away instead."""
         peer = transport.get_extra_info("peername")

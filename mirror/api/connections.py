@@ -99,6 +99,11 @@ class HttpServer(web.Server):
         self.limits = limits
         self.admission = admission
 
+    def adjust(self, limits: Limits) -> None:
+        """Other limits, for the connections that come from now on."""
+        self.limits = limits
+        self._kwargs |= {"keepalive_timeout": limits.idle, "lingering_time": limits.linger}
+
     def __call__(self, client: str | None = None) -> _Connection:
         """The protocol of one more connection; `client` is the address under which it has been counted already."""
         return _Connection(self, client, loop=self._loop, **self._kwargs)

@@ -40,8 +40,16 @@ class Proxies:
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._networks = tuple(networks)
-        self.trusts = lru_cache(_REMEMBERED)(self._is_trusted)
+        self._trusts = lru_cache(_REMEMBERED)(self._is_trusted)
+
+    def adopt(self, networks: Iterable[Network]) -> None:
+        """Other ones from now on."""
+        self._networks = tuple(networks)
+        self._trusts.cache_clear()
+
+    def trusts(self, address: str) -> bool:
         """Whether an address is that of a trusted proxy."""
+        return self._trusts(address)
 
     def read(self, peer: str | None, headers: MultiMapping[str]) -> Forwarded:
         """What is known of a client that connects from `peer`. Raises nothing, whatever the headers hold."""

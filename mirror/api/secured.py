@@ -30,21 +30,21 @@ _log = structlog.get_logger()
 
 
 class Entrance:
-    """Makes the protocols of clients who come to `server` over TLS.
+    """Makes the protocols of clients who come to `server`: over TLS where there is a context for it.
 
-    Each has the time that the head of a request may take, and counts as a connection meanwhile.
+    On the way there each has the time that the head of a request may take, and counts as a connection.
     """
 
-    def __init__(self, server: HttpServer, context: ssl.SSLContext) -> None:
+    def __init__(self, server: HttpServer, context: ssl.SSLContext | None) -> None:
         self.server = server
         self.context = context
         """For those who come from now on; may be replaced at any time."""
         self.uncounted = 0
         self.arriving: set[SecuredTransport] = set()
 
-    def __call__(self) -> SecuredTransport:
+    def __call__(self) -> asyncio.Protocol:
         """The protocol of one more of them."""
-        return SecuredTransport(self)
+        return self.server() if self.context is None else SecuredTransport(self, self.context)
 
     def close(self) -> None:
         """Cuts off those who have not got in yet."""
@@ -55,9 +55,10 @@ class Entrance:
 class SecuredTransport(asyncio.Transport, asyncio.Protocol):
     """To the TCP connection a protocol; a transport to the protocol that serves it, made after the handshake."""
 
-    def __init__(self, entrance: Entrance) -> None:
+    def __init__(self, entrance: Entrance, context: ssl.SSLContext) -> None:
         super().__init__()
         self._entrance = entrance
+        self._context = context
         self._loop = asyncio.get_running_loop()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls: ssl.SSLObject | None = None
@@ -96,7 +97,7 @@ class SecuredTransport(asyncio.Transport, asyncio.Protocol):
             if data[0] != _HELLO:
                 self._tell(data)
                 return
-            self._tls = self._entrance.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+            self._tls = self._context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._incoming.write(data)
         if self._protocol is not None or self._shake_hands(self._tls):
             self._read()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ssl
 
-from mirror.config import Tls
+from mirror.config import Tls, certificate_ends
 from mirror.config.certificates import refuse_passphrase
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+def read_files(tls: Tls) -> tuple[ssl.SSLContext | None, float | None]:
+    """What begins TLS with a client, and when its certificate ends, in seconds since the epoch. Raises as below."""
+    return server_context(tls), certificate_ends(tls.certificate) if tls.certificate is not None else None
 
 
 def server_context(tls: Tls) -> ssl.SSLContext | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mirror.config import ConfigError, Settings, effective, load
+from mirror.config import ConfigError, Settings, effective, load, warnings
 
 
 def load_or_exit(path: Path | None) -> Settings:
@@ -27,4 +27,7 @@ def check_config(file: Path) -> None:
 
     Secrets are masked. Exits with 2, and one line per mistake, where it cannot be used.
     """
-    click.echo(effective(load_or_exit(file)), nl=False)
+    settings = load_or_exit(file)
+    for doubt in warnings(settings):
+        click.echo(f"mirror: warning: {doubt}", err=True)
+    click.echo(effective(settings), nl=False)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from mirror import log
 from mirror.cli.config import load_or_exit
+from mirror.config import Settings, load
 from mirror.oci.errors import MirrorError
 
 
 @click.command()
 @click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="Configuration in YAML.")
 def serve(file: Path | None) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT; SIGHUP has the configuration read again.
 
     Without a configuration: Docker Hub and the well-known public registries on 127.0.0.1:5000, kept in ./data.
     """
@@ -23,8 +25,12 @@ def serve(file: Path | None) -> None:
     from mirror import server, supervisor
 
     slots = supervisor.slots_of(settings)
+
+    def read() -> Settings:
+        return load(file, os.environ)
+
     try:
-        code = server.serve(settings) if slots == 1 else supervisor.serve(settings, slots)
+        code = server.serve(settings, read) if slots == 1 else supervisor.serve(settings, slots, read)
     except (MirrorError, OSError) as exc:
         # What an operator can mend: a port in use, a data directory that is locked or not ours.
         log.close()

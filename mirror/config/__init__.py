@@ -1,5 +1,8 @@
 """What an operator sets: from YAML and environment to frozen values."""
 
+from mirror.config.certificates import certificate_ends
+from mirror.config.changes import need_restart
+from mirror.config.checks import warnings
 from mirror.config.describe import effective, settings_table
 from mirror.config.fields import Address
 from mirror.config.handing import pack, unpack
@@ -19,9 +22,12 @@ __all__ = [
     "Timeouts",
     "Tls",
     "UpstreamSettings",
+    "certificate_ends",
     "effective",
     "load",
+    "need_restart",
     "pack",
     "settings_table",
     "unpack",
+    "warnings",
 ]

@@ -13,7 +13,7 @@ _KEY = re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----")
 _PEM_LIMIT = 1 << 20
 _MISMATCHES = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
 """OpenSSL's reasons; the last one is what it says of a key of another kind."""
-_VERSION, _UTC_TIME, _GENERALIZED_TIME = 0xA0, 0x17, 0x18
+_VERSION, _UTC_TIME, _GENERALIZED_TIME = b"\xa0", b"\x17", b"\x18"
 """Tags of DER."""
 
 
@@ -81,14 +81,14 @@ def _not_after(der: bytes) -> float:
     """The end of a certificate's validity. Raises ValueError for what is none."""
     certificate, _ = _element(der)
     signed, _ = _element(certificate)
-    if signed[:1] == bytes([_VERSION]):
+    if signed[:1] == _VERSION:
         _, signed = _element(signed)
     for _ in ("serial number", "signature algorithm", "issuer"):
         _, signed = _element(signed)
     validity, _ = _element(signed)
     _, not_after = _element(validity)
     text, _ = _element(not_after)
-    return _moment(not_after[0], text.decode("ascii"))
+    return _moment(not_after[:1], text.decode("ascii"))
 
 
 def _element(data: bytes) -> tuple[bytes, bytes]:
@@ -104,7 +104,7 @@ def _element(data: bytes) -> tuple[bytes, bytes]:
     return data[begin : begin + length], data[begin + length :]
 
 
-def _moment(tag: int, text: str) -> float:
+def _moment(tag: bytes, text: str) -> float:
     if tag == _UTC_TIME:  # two digits of the year, of the century around 2000 (RFC 5280 §4.1.2.5.1)
         text = ("19" if text[:2] >= "50" else "20") + text
     elif tag != _GENERALIZED_TIME:

@@ -37,11 +37,13 @@ def check(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
             yield ("upstreams", entry, "ca_file"), trouble
 
 
-def warnings(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
-    """Yields the key and a predicate for what can be used, but is hardly meant; reads the files that are named."""
-    if settings.tls.certificate is not None and (ends := certificate_ends(settings.tls.certificate)) < time.time():
-        when = datetime.fromtimestamp(ends, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        yield ("tls", "certificate"), f"is {shown(settings.tls.certificate)}, which expired on {when}"
+def warnings(settings: Settings) -> list[str]:
+    """What can be used, but is hardly meant, of a configuration that has passed; reads the files that are named."""
+    certificate = settings.tls.certificate
+    if certificate is None or (ends := certificate_ends(certificate)) > time.time():
+        return []
+    when = datetime.fromtimestamp(ends, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return [f"tls.certificate is {shown(certificate)}, which expired on {when}"]
 
 
 def _check_tls(tls: Tls) -> Iterator[tuple[KeyPath, str]]:

@@ -2,7 +2,7 @@
 
 from mirror.download.bodies import Body, BytesPiece, FilePiece, FlightBody, HeldBody, Piece
 from mirror.download.download import Download
-from mirror.download.downloads import Downloads
+from mirror.download.downloads import Downloads, Flights
 from mirror.download.fetch import Tools
 from mirror.download.lanes import PACED, Lanes
 from mirror.download.ranges import RangeBody
@@ -16,6 +16,7 @@ __all__ = [
     "Downloads",
     "FilePiece",
     "FlightBody",
+    "Flights",
     "HeldBody",
     "Lanes",
     "Piece",

@@ -31,8 +31,9 @@ class Download:
         self, digest: Digest, source: Target, tools: Tools, *, abandon_below: int, background: bool, pass_through: bool
     ) -> None:
         self.digest = digest
+        self.upstream = source.upstream
+        """The one that all its sources belong to."""
         self.host = source.upstream.host
-        """The upstream that all its sources belong to."""
         self.sources = Sources(source)
         self.track: SpoolTrack | WindowTrack | None = None
         self.started = asyncio.get_running_loop().time()
@@ -49,7 +50,6 @@ class Download:
         self._cancelled = False
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
-        self._upstream = source.upstream
         self._turn: Slot | None = None
         self._paced = pass_through
 
@@ -183,7 +183,7 @@ class Download:
         tools = self._tools
         try:
             lane = tools.lanes.pace if self._pass_through else tools.lanes.fill
-            self._turn = await lane(self._upstream, tools.timeouts.first_byte)
+            self._turn = await lane(self.upstream, tools.timeouts.first_byte)
             tools.metrics.downloads_in_flight.inc()
             if not await self._try(first=True):
                 self.sources.rotate()
@@ -205,7 +205,7 @@ class Download:
         """Without room for it, it comes no faster than its readers take it; others need not wait for that."""
         if self._paced:
             return
-        turn = await self._tools.lanes.pace(self._upstream, self._tools.timeouts.cold_head)
+        turn = await self._tools.lanes.pace(self.upstream, self._tools.timeouts.cold_head)
         assert self._turn is not None, "opened out of turn"
         self._turn.release()
         self._turn, self._paced = turn, True

@@ -7,32 +7,49 @@ nobody gets through one what another has shown. Two that are asked for a blob at
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from mirror.download.bodies import Body, FlightBody
 from mirror.download.download import Download
 from mirror.download.fetch import Tools
 from mirror.oci.digest import Digest
 from mirror.oci.errors import UpstreamUnavailable
-from mirror.routing import Target
+from mirror.routing import Target, UpstreamName
+
+
+class Flights:
+    """Those under way, whatever configuration each has begun under."""
+
+    def __init__(self) -> None:
+        self.joinable: dict[tuple[Digest, str], Download] = {}
+        self.all: set[Download] = set()
+        self.closed = False
+
+    def part(self, elsewhere: Callable[[UpstreamName], bool]) -> None:
+        """Lets nobody join those whose upstream is to be asked elsewhere from now on."""
+        for key, download in list(self.joinable.items()):
+            if elsewhere(download.upstream):
+                del self.joinable[key]
 
 
 class Downloads:
-    """Starts downloads, lets requests join them, and owns their tasks."""
+    """Starts downloads with `tools`, and owns their tasks; lets requests join those, and earlier ones of `flights`."""
 
-    def __init__(self, tools: Tools, *, abandon_below: int) -> None:
+    def __init__(self, tools: Tools, *, abandon_below: int, flights: Flights | None = None) -> None:
         self.tools = tools
         self._abandon_below = abandon_below
-        self._joinable: dict[tuple[Digest, str], Download] = {}
-        self._all: set[Download] = set()
-        self._closed = False
+        self._flights = flights or Flights()
+        self._own: set[Download] = set()
 
-    def current(self, digest: Digest, host: str) -> Download | None:
-        """The download of `digest` from the upstream `host` that a newcomer can join from byte 0."""
-        download = self._joinable.get((digest, host))
+    def current(self, digest: Digest, upstream: UpstreamName) -> Download | None:
+        """The download of `digest` from `upstream` that a newcomer can join from byte 0."""
+        joinable = self._flights.joinable
+        download = joinable.get((digest, upstream.host))
         if download is not None and not download.joinable:
-            del self._joinable[digest, host]
+            del joinable[digest, upstream.host]
             return None
-        return download
+        # The same host under another entry is asked in another way, which only its own configuration knows.
+        return download if download is not None and download.upstream == upstream else None
 
     def start(
         self, digest: Digest, target: Target, *, background: bool = False, pass_through: bool = False
@@ -41,7 +58,7 @@ class Downloads:
 
         Raises UpstreamUnavailable, reason stopped, once we are stopping.
         """
-        if self._closed:
+        if self._flights.closed:
             raise UpstreamUnavailable("the mirror is stopping", reason="stopped")
         download = Download(
             digest,
@@ -51,8 +68,9 @@ class Downloads:
             background=background,
             pass_through=pass_through,
         )
-        self._joinable[digest, download.host] = download
-        self._all.add(download)
+        self._flights.joinable[digest, download.host] = download
+        self._flights.all.add(download)
+        self._own.add(download)
         download.start(self._ended)
         return download
 
@@ -67,7 +85,7 @@ class Downloads:
 
     def anew(self, digest: Digest, target: Target) -> FlightBody:
         """The blob from its first byte on, past the disk unless somebody is storing it: shared, and verified."""
-        download = self.current(digest, target.upstream.host)
+        download = self.current(digest, target.upstream)
         if download is None or download.queued_to_store:
             download = self.start(digest, target, pass_through=True)
         download.sources.add(target)
@@ -81,23 +99,34 @@ class Downloads:
     @property
     def all(self) -> tuple[Download, ...]:
         """Those under way."""
-        return tuple(self._all)
+        return tuple(self._flights.all)
+
+    @property
+    def flying(self) -> bool:
+        """Whether one that was started here is under way."""
+        return bool(self._own)
+
+    async def landed(self) -> None:
+        """Waits until none that was started here is under way."""
+        while self._own:
+            await asyncio.gather(*(download.wait() for download in self._own))
 
     async def finish(self, grace: float) -> None:
         """Lets those under way go on for `grace` seconds, then stops the rest; what they have is kept for later."""
-        self._closed = True
+        self._flights.closed = True
         try:
             async with asyncio.timeout(grace):
-                await asyncio.gather(*(download.wait() for download in self._all))
+                await asyncio.gather(*(download.wait() for download in self.all))
         except TimeoutError:
             pass  # the rest is stopped
-        await asyncio.gather(*(download.cancel() for download in list(self._all)))
+        await asyncio.gather(*(download.cancel() for download in self.all))
 
     def _retire(self, download: Download) -> None:
         key = (download.digest, download.host)
-        if self._joinable.get(key) is download:
-            del self._joinable[key]
+        if self._flights.joinable.get(key) is download:
+            del self._flights.joinable[key]
 
     def _ended(self, download: Download) -> None:
         self._retire(download)
-        self._all.discard(download)
+        self._flights.all.discard(download)
+        self._own.discard(download)

@@ -27,6 +27,11 @@ class Lanes:
         self._fills = Slots(most, _QUEUE * most, what="downloads", changed=metrics.downloads_queued.set)
         self._paced = Slots(PACED, _QUEUE * PACED, what="streams to clients")
 
+    def adjust(self, most: int, most_of: Callable[[UpstreamName], int | None]) -> None:
+        """Other numbers from now on; who has a turn keeps it."""
+        self._most_of = most_of
+        self._fills.resize(most, _QUEUE * most)
+
     async def fill(self, upstream: UpstreamName, within: float) -> Slot:
         """A turn to fetch a blob as fast as it comes."""
         return await self._fills.take(upstream.host, within, self._most_of(upstream))

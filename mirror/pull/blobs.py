@@ -118,11 +118,10 @@ class BlobPuller:
         return _Flight(download, size, body, source)
 
     async def _join(self, target: Target, digest: Digest, *, background: bool) -> tuple[Download, Source]:
-        host = target.upstream.host
-        download = self._downloads.current(digest, host)
+        download = self._downloads.current(digest, target.upstream)
         if download is None or target not in download.sources:
             await self._cache.check_absence(target, digest, "blob")
-            download = self._downloads.current(digest, host)  # perhaps somebody else began meanwhile
+            download = self._downloads.current(digest, target.upstream)  # perhaps somebody else began meanwhile
         if download is None:
             return self._downloads.start(digest, target, background=background), Source.MISS
         download.sources.add(target)

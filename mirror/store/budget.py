@@ -75,6 +75,11 @@ class Budget:
         """Bytes that the records take, as last measured."""
         metrics.cache_max_bytes.set(storage.max_size)
 
+    def adjust(self, storage: Storage) -> None:
+        """Takes other limits; what is too much for them goes with the next sweep."""
+        self._storage = storage
+        self._metrics.cache_max_bytes.set(storage.max_size)
+
     # What counts.
 
     @property

@@ -91,6 +91,11 @@ class Keeper:
         """What is wrong with the disk, as we see it and as the workers do."""
         return self.trouble.reasons + self._landlord.reasons
 
+    def adjust(self, storage: Storage) -> None:
+        """Takes other limits, for what is held from now on; the path and the rate of the scrub stay as they are."""
+        self.budget.adjust(storage)
+        self.upkeep.adjust(storage)
+
     def begin(self) -> None:
         """Begins the chores."""
         chores = (self.upkeep, self.scrub)

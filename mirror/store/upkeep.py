@@ -58,6 +58,10 @@ class Upkeep:
         self.moved: Callable[[], object] = lambda: None
         """Called when another directory was taken up in the old one's place."""
 
+    def adjust(self, storage: Storage) -> None:
+        """Takes other limits."""
+        self._storage = storage
+
     async def begin(self, *, clean: bool) -> None:
         """Takes up what the last process wrote down, so that fills need not wait for the first count.
 

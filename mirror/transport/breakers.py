@@ -59,7 +59,8 @@ class Breakers:
         opened: Callable[[str, str, str], None] = lambda _key, _label, _reason: None,
         closed: Callable[[str, str], None] = lambda _key, _label: None,
     ) -> None:
-        self._interval = interval
+        self.interval = interval
+        """May be changed at any time."""
         self._most = most
         self._opened = opened
         self._closed = closed
@@ -138,7 +139,7 @@ class Breakers:
         now = time.monotonic()
         if now < breaker.next_turn:
             return False
-        breaker.next_turn = now + self._interval
+        breaker.next_turn = now + self.interval
         return True
 
     async def _wait(self, key: str, breaker: _Breaker, deadline: Deadline) -> bool:

@@ -49,6 +49,7 @@ class Transport:
     `is_global` decides which addresses count as public; `resolver` finds them (the system's by default); `clock` is
     Unix time, against which Retry-After dates are read. `streams`: bodies at most that callers are reading by
     themselves at the same time; for these there are connections besides those for questions, whose answers are short.
+    `gate`: what is known of hosts already.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Transport:
         is_global: Callable[[str], bool] | None = None,
         clock: Callable[[], float] = time.time,
         streams: int = 384,
+        gate: Gate | None = None,
     ) -> None:
         self.timeouts = timeouts
         self._observe = _Observer(metrics)
@@ -67,7 +69,7 @@ class Transport:
         self._questions = Slots(_QUESTIONS, _QUESTIONS_WAITING, what="questions")
         self._sessions = Sessions(timeouts, resolver, self._is_global, connections=streams + _QUESTIONS)
         self._private = Memory(max_keys=1024)
-        self._gate = Gate(timeouts, metrics, clock)
+        self._gate = gate or Gate(timeouts, metrics, clock)
         self._probes = Probes()
         self._backoff = 0.05 * timeouts.try_
 

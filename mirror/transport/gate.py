@@ -41,18 +41,27 @@ class Gate:
     def __init__(self, timeouts: Timeouts, metrics: Metrics, clock: Callable[[], float]) -> None:
         """`clock` is Unix time, against which Retry-After dates are read."""
         self.clock = clock
-        self.patience = min(timeouts.try_, timeouts.first_byte) / 2
+        self.patience = 0.0
         """Seconds: a wait cut shorter than that by a deadline of ours says nothing of the host."""
-        self.pauses = Pauses(bare=0.4 * timeouts.try_)
-        self.pauses_for_things = Pauses(bare=0.4 * timeouts.try_)
+        self.pauses, self.pauses_for_things = Pauses(0.0), Pauses(0.0)
         """A mirror's trouble with one thing says nothing of what else the mirror has."""
-        self.interval = 0.2 * timeouts.try_
+        self.interval = 0.0
         """Seconds between two probes, and what whoever sends one waits for its answer."""
-        self.breakers = Breakers(self.interval, opened=self._opened, closed=self._closed)
-        self.breakers_for_things = Breakers(self.interval)
+        self.breakers = Breakers(0.0, opened=self._opened, closed=self._closed)
+        self.breakers_for_things = Breakers(0.0)
+        self.adjust(timeouts)
         self._metrics = metrics
         self._told: Bounded[str, Deadline] = Bounded(_TOLD_HOSTS)
         self._gone: set[str] = set()
+
+    def adjust(self, timeouts: Timeouts) -> None:
+        """Takes other time limits; what is known of hosts stays."""
+        self.patience = min(timeouts.try_, timeouts.first_byte) / 2
+        self.interval = 0.2 * timeouts.try_
+        for pauses in (self.pauses, self.pauses_for_things):
+            pauses.adjust(0.4 * timeouts.try_)
+        for breakers in (self.breakers, self.breakers_for_things):
+            breakers.interval = self.interval
 
     async def enter(self, url: URL, kind: str, entry: str, effort: Effort, deadline: Deadline) -> Passage:
         """Waits until `url` may be asked; to be followed by the asking at once, whose outcome goes to the passage.

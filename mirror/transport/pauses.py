@@ -98,9 +98,13 @@ class Pauses:
 
     def __init__(self, bare: float, most: int = 1024) -> None:
         """`bare`: seconds of the first pause after a 429 without Retry-After; doubled while they go on."""
+        self.adjust(bare)
+        self._hosts: Bounded[str, _Pause] = Bounded(most)
+
+    def adjust(self, bare: float) -> None:
+        """From now on; pauses that hosts have asked for stay as they are."""
         self._bare = bare
         self._gap = bare / 2
-        self._hosts: Bounded[str, _Pause] = Bounded(most)
 
     def remaining(self, host: str) -> float:
         """Seconds until `host` may be asked again."""

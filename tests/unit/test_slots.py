@@ -134,3 +134,25 @@ async def test_no_place_is_lost(seed: int) -> None:
             await asyncio.sleep(0)
     await asyncio.gather(*tasks, return_exceptions=True)
     assert [await slots.take(host, 0) for host in "xyz"]
+
+
+async def test_places_can_become_more_and_fewer() -> None:
+    """More are there at once for who waits; of fewer, nobody gets one before enough have been given back."""
+    slots = Slots(2, 10, what="things")
+    held = await full(slots, "a", 9)
+    assert len(held) == 2
+    waiting = [asyncio.create_task(slots.take("a", SOON, 9)) for _ in range(3)]
+    await asyncio.sleep(0)
+
+    slots.resize(4, 10)
+    await asyncio.sleep(0)
+    assert [task.done() for task in waiting] == [True, True, False]
+
+    slots.resize(1, 10)
+    for place in (*held, waiting[0].result()):
+        place.release()
+        await asyncio.sleep(0)
+        assert not waiting[2].done()
+    waiting[1].result().release()
+    (await waiting[2]).release()
+    assert len(await full(slots, "a", 9)) == 1
