@@ -86,7 +86,7 @@ class Supervisor:
             await self._closing.aclose()
 
     async def reload(self, settings: Settings) -> list[str]:
-        """Has all workers go on under another configuration, as a `Mirror` does; returns the keys that need a restart."""
+        """Has all workers go on under another configuration, each as a `Mirror` does; returns what needs a restart."""
         self._keeper.adjust(settings.storage)
         if self._crew is not None:
             self._crew.reload(pack(settings))

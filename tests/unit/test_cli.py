@@ -20,7 +20,8 @@ from mirror.oci.errors import StorageError
 from tests.faulty import FaultyFiles
 from tests.storing import path_of
 
-Serve = Callable[[Settings], int]
+Read = Callable[[], Settings]
+Serve = Callable[[Settings, Read], int]
 
 
 @pytest.fixture(autouse=True)
@@ -115,15 +116,20 @@ def test_bad_usage_exits_with_2(arguments: list[str]) -> None:
 def test_serve_hands_the_settings_over_and_returns_the_exit_code(
     tmp_path: Path, set_serve: Callable[[Serve], None]
 ) -> None:
-    """The server's result is the command's."""
+    """The server's result is the command's; and it can have the configuration read again."""
     seen: list[Settings] = []
-    set_serve(lambda settings: seen.append(settings) or 7)  # type: ignore[func-returns-value]  # append and answer
+
+    def serve(settings: Settings, read: Read) -> int:
+        seen.extend((settings, read()))
+        return 7
+
+    set_serve(serve)
     file = tmp_path / "mirror.yaml"
     file.write_text("tag_ttl: 10m")
 
     assert run("serve", "--config", str(file)).exit_code == 7
     assert run("serve").exit_code == 7
-    assert [settings.tag_ttl for settings in seen] == [600, 300]
+    assert [settings.tag_ttl for settings in seen] == [600, 600, 300, 300]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +138,7 @@ def test_serve_hands_the_settings_over_and_returns_the_exit_code(
 def test_a_failure_that_an_operator_can_mend_is_one_line(error: Exception, set_serve: Callable[[Serve], None]) -> None:
     """A port in use or a locked data directory exits with 1 and a sentence, without a traceback."""
 
-    def serve(settings: Settings) -> int:
+    def serve(settings: Settings, read: Read) -> int:
         raise error
 
     set_serve(serve)
