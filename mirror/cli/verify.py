@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,12 +30,30 @@ def verify(file: Path | None, jobs: int | None) -> None:
     """
     root = load_or_exit(file).storage.path
     verification = Verification(root, jobs=jobs or min(4, os.cpu_count() or 1))
-    try:
+    with _stopped_by_ctrl_c(verification):
         code = _verify(root, verification)
-    except KeyboardInterrupt:
+    if verification.is_stopped():
         click.echo(f"mirror: interrupted after {verification.read:,} bytes", err=True)
-        code = _INTERRUPTED
     raise SystemExit(code)
+
+
+@contextmanager
+def _stopped_by_ctrl_c(verification: Verification) -> Iterator[None]:
+    """The first Ctrl-C ends it in order, the second one at once.
+
+    A KeyboardInterrupt would be raised wherever the program happens to be, where it may be swallowed, too.
+    """
+
+    def stop(*_: object) -> None:
+        if verification.is_stopped():
+            raise KeyboardInterrupt
+        verification.stop()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _verify(root: Path, verification: Verification) -> int:
@@ -47,9 +66,13 @@ def _verify(root: Path, verification: Verification) -> int:
     except OSError as error:
         click.echo(f"mirror: cannot read {root / 'blobs'}: {error.strerror}", err=True)
         return 1
+    if verification.is_stopped():
+        return _INTERRUPTED
     click.echo(f"verifying {count:,} blobs, {size:,} bytes", err=True)
     with _display(size) as display:
         verification.run(display.found, lambda: display.progressed(verification.read))
+    if verification.is_stopped():
+        return _INTERRUPTED
     verdict = f"{display.wrong:,} not right" if display.wrong else "all right"
     click.echo(f"{verification.blobs:,} blobs, {verification.read:,} bytes: {verdict}")
     return 1 if display.wrong else 0

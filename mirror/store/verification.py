@@ -53,6 +53,14 @@ class Verification:
         with self._counting:
             return self._read
 
+    def stop(self) -> None:
+        """Ends what runs, soon. What was not read to its end is not judged. Safe in a handler of signals."""
+        self._stopped.set()
+
+    def is_stopped(self) -> bool:
+        """Whether it was told to end before its time."""
+        return self._stopped.is_set()
+
     def survey(self) -> tuple[int, int]:
         """How many blobs there are, and their bytes. Raises OSError where there is nothing that we may look at."""
         self._files.close(self._files.open(self._top, os.O_RDONLY | os.O_DIRECTORY))
@@ -65,7 +73,7 @@ class Verification:
     def run(self, found: Callable[[Finding], None], progressed: Callable[[], None]) -> None:
         """Compares them all; calls `found` for what is not right, and `progressed` a few times a second.
 
-        Where that raises, KeyboardInterrupt included, no more is read.
+        Where that raises no more is read.
         """
         with ThreadPoolExecutor(self._jobs, thread_name_prefix="verify") as pool:
             try:
@@ -80,7 +88,7 @@ class Verification:
                 while under_way:
                     under_way = _collect(under_way, found, progressed)
             except BaseException:
-                self._stopped.set()
+                self.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
 
@@ -90,6 +98,8 @@ class Verification:
             path = self._top.joinpath(*directory)
             try:
                 for name, size, _ in self._files.scan(path):
+                    if self._stopped.is_set():
+                        return
                     digest = digest_of(directory, name)
                     if digest is None:
                         yield Finding(str(path / name), size, "not a blob, left alone", harmless=True)

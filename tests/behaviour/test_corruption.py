@@ -150,14 +150,14 @@ async def test_a_whole_blob_asked_for_as_a_range_is_verified_like_any(
     start_mirror: StartMirror, upstream: FakeRegistry, room: int
 ) -> None:
     """containerd asks for `bytes=0-`; also over a pause longer than `cold_head`, wrong bytes never look whole."""
-    mirror = await start_mirror(timeouts=short_timeouts(cold_head=0.1, stall=2), storage={"max_size": room})
+    mirror = await start_mirror(timeouts=short_timeouts(cold_head=1, stall=10), storage={"max_size": room})
     blob = upstream.put_blob("library/demo", 3 * MIB)
     upstream.fault(blob, flip(2 * MIB), times=1)
     pause = upstream.fault(blob, stall_at(MIB), times=1)
 
     async with await Reading.ask(mirror, blob_path("demo", blob), Range="bytes=0-") as reading:
         await reading.take(MIB // 2)
-        await asyncio.sleep(2 * mirror.settings.timeouts.cold_head)
+        await asyncio.sleep(1.2 * mirror.settings.timeouts.cold_head)
         pause.release()
         await reading.rest()
 
