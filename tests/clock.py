@@ -17,3 +17,14 @@ class Clock:
     def forward(self, seconds: float) -> None:
         """Lets so much time pass (negative: somebody sets the clock back)."""
         self.offset += seconds
+
+
+class StoppedClock(Clock):
+    """One that stands still until it is moved: no test that uses it depends on how long anything takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start = time.time()
+
+    def __call__(self) -> float:
+        return self._start + self.offset

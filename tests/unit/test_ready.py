@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
 from aiohttp.test_utils import make_mocked_request
@@ -16,7 +14,7 @@ from mirror.log import RequestLine
 from mirror.metrics import Metrics
 from mirror.pull import Lasting
 from mirror.store.generations import Generations
-from tests.clock import Clock
+from tests.clock import Clock, StoppedClock
 
 TARGET = "/v2/library/demo/manifests/1"
 RECORD = ("tag", "docker.io", "library/demo", "1")
@@ -24,7 +22,7 @@ RECORD = ("tag", "docker.io", "library/demo", "1")
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return StoppedClock()
 
 
 @pytest.fixture
@@ -125,4 +123,3 @@ async def test_what_is_kept_has_a_bound(clock: Clock, generations: Generations) 
     await keep(ready, keys[1], lasting, bytes(200_000))
     assert keys[1] is not None
     assert ready.get(keys[1]) is None
-    await asyncio.sleep(0)
