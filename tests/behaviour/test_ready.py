@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from mirror.config import UpstreamSettings
+from tests.certificates import SERVER
 from tests.clock import Clock, StoppedClock
 from tests.conftest import StartMirror
 from tests.harness import RunningMirror, short_timeouts
@@ -250,6 +251,18 @@ class TestConnections:
                 assert (await client.answer())[1] == image.manifest.content
             await client.send(request[-2:])
             assert (await client.answer())[1] == image.manifest.content
+
+    async def test_over_tls_it_is_the_same(self, start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+        """Several on one connection, each whole."""
+        mirror = await start_mirror(tls=SERVER, clock=StoppedClock())
+        image = upstream.add_image(REPOSITORY, "1")
+        path = f"/v2/{REPOSITORY}/manifests/1"
+        await make_ready(mirror, path)
+        before = given(mirror)
+        for _ in range(5):
+            reply = await mirror.get(path)
+            assert (reply.status, reply.cache, reply.body) == (200, "hit", image.manifest.content)
+        assert given(mirror) == before + 5
 
     async def test_who_is_leaving_says_so(self, mirror: RunningMirror, image: Image) -> None:
         """While we drain, every answer asks for the connection to end; and none like that is kept."""
