@@ -211,9 +211,14 @@ class _Connection(web.RequestHandler):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._departure is not None:
-            departure, self._departure = self._departure, None
-            departure.over()
+        if self._departure is None:
+            return
+        departure, self._departure = self._departure, None
+        departure.over()
+        if self._close and self.transport is not None:
+            self.transport.close()
+        else:
+            self._idle_from_now()
 
     def _answer_at_once(self, at_once: AtOnce) -> None:
         """Answers of the requests that have come those for which nothing has to be found out, up to the first other."""
@@ -232,10 +237,13 @@ class _Connection(web.RequestHandler):
                 self._departure = departure
             else:
                 departure.over()
-            # As after every answer: from here on the connection is idle.
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-            if self._keepalive_handle is None:
-                self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+                self._idle_from_now()
+
+    def _idle_from_now(self) -> None:
+        """As aiohttp does after its own answers."""
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
 
     def _watch_head(self) -> None:
         self._head_timer = self._loop.call_later(self._server.limits.request, self._head_is_late)
@@ -255,13 +263,13 @@ class _Connection(web.RequestHandler):
             self.force_close()
 
     def _process_keepalive(self) -> None:
-        if self._head_bytes:  # no longer idle: its head has a time of its own
+        if self._head_bytes or self._departure is not None:  # not idle: a head has a time of its own
             self._keepalive_handle = None
         else:
             super()._process_keepalive()
 
     def _is_waiting(self) -> bool:
-        return self._waiter is not None and not self._waiter.done()
+        return self._departure is None and self._waiter is not None and not self._waiter.done()
 
     def _turn_away(self, status: int, reason: str) -> None:
         """Ends the connection over the request that is coming in; those before it are answered."""

@@ -454,6 +454,46 @@ async def test_what_is_ready_is_over_when_it_is_taken(serve: StartServer, leaves
     assert ready.notes == ["waits", "gone" if leaves else "over"]
 
 
+async def test_who_takes_what_is_ready_slowly_is_not_idle(serve: StartServer) -> None:
+    """Neither limit cuts it off; from its end on the time for the next request runs."""
+    size = 8 * MIB
+    ready = Ready(size)
+    served = await serve(at_once=ready, idle=SHORT, request=SHORT)
+    async with asyncio.timeout(20), await RawClient.connect(served.port, receive_buffer=4096) as client:
+        await client.send(PING)
+        await ready.noted.wait()
+        await asyncio.sleep(3 * SHORT)
+        await client.send(HALF)
+        await asyncio.sleep(3 * SHORT)
+        assert len((await client.answer())[1]) == size
+        assert (await client.error())[0] == 408
+    ready.noted.clear()
+    async with asyncio.timeout(20), await RawClient.connect(served.port, receive_buffer=4096) as client:
+        await client.send(PING)
+        await ready.noted.wait()
+        await asyncio.sleep(3 * SHORT)
+        assert len((await client.answer())[1]) == size
+        assert await client.rest() == b""
+    assert ready.notes == ["waits", "over"] * 2
+
+
+async def test_what_is_ready_comes_whole_before_a_refusal(serve: StartServer) -> None:
+    """Of what the client sends behind it: the connection ends with the answer."""
+    size = 8 * MIB
+    ready = Ready(size)
+    served = await serve(at_once=ready)
+    async with asyncio.timeout(20), await RawClient.connect(served.port, receive_buffer=4096) as client:
+        await client.send(PING)
+        await ready.noted.wait()
+        await client.send(HALF)
+        with suppress(ConnectionError):
+            for number in range(50):
+                await client.send(b"X-%d: %s\r\n" % (number, b"x" * 4000))
+        assert len((await client.answer())[1]) == size
+        assert await client.rest() == b""
+    assert ready.notes == ["waits", "over"]
+
+
 async def test_a_client_that_takes_nothing_of_what_is_ready_is_cut_off(serve: StartServer) -> None:
     """Like one that takes nothing of any other answer."""
     ready = Ready(32 * MIB)
