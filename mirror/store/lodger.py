@@ -64,7 +64,7 @@ class Lodger:
         self.generations = Generations(shared_fd)
         self.room = RemoteBudget(channel, before_end=self._tell_leftovers, silence=silence)
         self._channel = channel
-        self._told_leftovers = 0
+        self._told_leftovers = -1  # one before us may have told of others
         self._told_trouble: list[str] = []
         self._chore: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import shutil
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mirror.channel import Channel
 from mirror.metrics import Metrics
@@ -18,6 +21,8 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import StorageError
 from mirror.store.keeper import Keeper
 from mirror.store.remote_budget import RemoteBudget
+from mirror.store.room import Reservation
+from mirror.store.spools import Spool
 from tests.lodging import HOSTS, House, Worker
 from tests.storing import bytes_in, content, path_of, read, until
 
@@ -414,3 +419,95 @@ async def test_without_a_keeper_nothing_begins(open_house: Open) -> None:
     with pytest.raises(StorageError, match="nobody keeps the store"):
         await worker.lodger.open()
     await worker.stop()
+
+
+# Everything at once
+
+
+class Course:
+    """Does whatever it is told, for as long as it makes sense, and can say what should be there then."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.fills: list[tuple[Worker, Spool, Reservation]] = []
+        self.scans: list[asyncio.Task[None]] = []
+        self.number = 0
+
+    async def step(self, what: str, slot: int, size: int) -> None:
+        """One step, of the worker in this slot where it is one for a worker."""
+        worker = self.house.workers[slot]
+        self.number += 1
+        if what == "begin" and (room := await worker.lodger.room.reserve(size)) is not None:
+            self.fills.append((worker, await worker.spool(content(self.number, size)), room))
+        elif what == "put":
+            await self.step("begin", slot, size)
+            await self.end(len(self.fills) - 1, commit=True)
+        elif what in ("commit", "discard"):
+            await self.end(size % max(1, len(self.fills)), commit=what == "commit")
+        elif what == "scan":
+            self.scans.append(asyncio.create_task(self.house.budget.scan(size)))
+        elif what == "evict":
+            await self.house.budget.make_room(size, "budget")
+        elif what == "kill":
+            for _, spool, _ in [fill for fill in self.fills if fill[0] is worker]:
+                spool.file.release()
+            self.fills = [fill for fill in self.fills if fill[0] is not worker]
+            await self.house.kill(slot)
+            await self.house.move_in(slot)
+
+    async def end(self, number: int, *, commit: bool) -> None:
+        """Of one of the fills under way, if there is one."""
+        if not 0 <= number < len(self.fills):
+            return
+        worker, spool, room = self.fills.pop(number)
+        if commit:
+            await worker.commit(spool)
+        else:
+            await worker.lodger.blobs.discard(spool)
+            spool.file.release()
+        room.end()
+
+    async def come_to_rest(self) -> None:
+        """Until all have heard of everything."""
+        await asyncio.gather(*self.scans)
+        for worker in self.house.workers.values():
+            worker.lodger._tell_leftovers()
+            await worker.told()
+        promised = sum(room.size for _, _, room in self.fills)
+        await until(lambda: self.house.budget.reserved == promised)
+
+
+STEPS = st.tuples(
+    st.sampled_from(["begin", "begin", "put", "put", "commit", "discard", "scan", "evict", "kill"]),
+    st.integers(0, 1),
+    st.integers(1, 3 * MIB),
+)
+
+
+@settings(max_examples=12)
+@given(steps=st.lists(STEPS, min_size=5, max_size=20))
+def test_the_books_are_what_is_on_the_disk(steps: list[tuple[str, int, int]]) -> None:
+    """Whatever workers fetch, drop and leave behind, and whoever dies when: nothing counts twice or not at all."""
+
+    async def run(path: Path) -> None:
+        house = House(path, clock=lambda: NOW, max_size=16 * MIB)
+        await house.start()
+        for slot in range(2):
+            await house.move_in(slot)
+        course = Course(house)
+        for step in steps:
+            await course.step(*step)
+            assert bytes_in(path / "blobs", path / "spool") <= 16 * MIB
+        await course.come_to_rest()
+
+        writing = sum(spool.written for _, spool, _ in course.fills)
+        assert house.budget.committed == bytes_in(path / "blobs")
+        assert house.budget.used - house.budget.reserved - house.budget.records == (
+            bytes_in(path / "blobs", path / "spool") - writing
+        )
+        for _, spool, _ in course.fills:
+            spool.file.release()
+        await house.stop()
+
+    with tempfile.TemporaryDirectory() as path:
+        asyncio.run(run(Path(path) / "data"))
