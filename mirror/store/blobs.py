@@ -113,8 +113,8 @@ class BlobStore:
         """Makes again what somebody removed while we run. Raises StorageError."""
         await self._tidying.run(self._make_directories)
 
-    async def close(self, limit: float = 5.0) -> None:
-        """After the last download: a clean stop leaves nothing to be verified. Raises StorageError.
+    async def close(self, limit: float = 5.0, *, clean: bool = True) -> None:
+        """After the last download: a `clean` stop leaves nothing to be verified. Raises StorageError.
 
         Waits for what still runs, but not for longer than `limit` seconds: a disk that hangs stops nobody from leaving.
         """
@@ -132,7 +132,7 @@ class BlobStore:
         try:
             async with asyncio.timeout(limit):
                 await asyncio.gather(*(pool.idle() for pool in pools))
-                if self._opened:
+                if self._opened and clean:
                     await self._tidying.run(self._unsettled.clear)
             self._part.ledger.close()
         except TimeoutError:

@@ -56,7 +56,9 @@ class Keeper:
         self.records = Records(storage.path / "records", self.trouble, check_home=self._home.check, part=part)
         self.generations = Generations(self.shared_fd)
         self.room = self.budget = Budget(storage, self.blobs, self.trouble, metrics, clock=clock)
-        self.upkeep = Upkeep(storage, self._home, self.blobs, self.budget, self.records, self.trouble, metrics)
+        self.upkeep = Upkeep(
+            storage, self._home, self.blobs, self.budget, self.records, self.trouble, metrics, shared=workers > 1
+        )
         self.scrub = Scrub(storage.scrub_rate, self.blobs, self.records, self.trouble, metrics, clock=clock)
         self._landlord = Landlord(self._home, self.blobs, self.budget, self.records, self.upkeep, self.trouble)
         self._workers = workers if workers > 1 else 0

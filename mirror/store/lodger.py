@@ -95,14 +95,17 @@ class Lodger:
         self._chore = asyncio.create_task(self._run(), name="Lodger")
 
     async def close(self) -> None:
-        """Writes out what is to be found again; after the last download. Idempotent, also after half an `open`."""
+        """Writes out what is to be found again; after the last download. Idempotent, also after half an `open`.
+
+        A stop is clean while there is somebody to keep the books: what nobody has counted is looked at next time.
+        """
         chore, self._chore = self._chore, None
         if chore is not None:
             chore.cancel()
             await asyncio.wait([chore])
             self._tell_uses()
         try:
-            await self.blobs.close()
+            await self.blobs.close(clean=not self._channel.closed.is_set())
         except StorageError as error:
             self.trouble.note("blobs", error)
         await self.records.close()

@@ -44,7 +44,10 @@ class Upkeep:
         records: Records,
         trouble: Trouble,
         metrics: Metrics,
+        *,
+        shared: bool = False,
     ) -> None:
+        """`shared`: other processes bring blobs, too; what is written down of them is true once the last has gone."""
         self._storage = storage
         self._home = home
         self._blobs = blobs
@@ -52,6 +55,7 @@ class Upkeep:
         self._records = records
         self._trouble = trouble
         self._metrics = metrics
+        self._shared = shared
         self._written: int | None = None
         self._rounds = 0
         self._next_count = 0
@@ -71,6 +75,8 @@ class Upkeep:
         self._budget.records = self._ahead(await self._records.volume())
         if clean and written is not None and written.isdigit():
             self._budget.believe(int(written))
+        if self._shared:
+            await self._records.set(_USED, b"", _FOREVER)
 
     def recount(self) -> None:
         """Has the next round count the blobs."""
@@ -90,7 +96,8 @@ class Upkeep:
         if not await self._do(self._find_home):
             return
         healthy = True
-        for chore in (self._count, self._flush_uses, self._tend_records, self._sweep, self._write_used):
+        chores = (self._count, self._flush_uses, self._tend_records, self._sweep)
+        for chore in chores if self._shared else (*chores, self._write_used):
             healthy = await self._do(chore) and healthy
         if healthy and self._trouble.met_by("blobs") and await self._do(self._blobs.probe):
             self._trouble.clear("blobs")

@@ -367,6 +367,34 @@ async def test_a_clean_stop_is_one_of_all(open_house: Open, tmp_path: Path) -> N
     await last.close()
 
 
+async def test_books_are_believed_if_their_keeper_wrote_them_last(open_house: Open, tmp_path: Path) -> None:
+    """Not those of a keeper that died, though its workers have all stopped in order after it."""
+    house = await open_house()
+    await house.workers[0].put(content(1, 10 * KIB))
+    house.keeper.begin()  # it has chores
+    await house.stop()
+    house.workers.clear()
+    clean = House(tmp_path / "data", clock=house.clock)
+    await clean.keeper.open()
+    assert clean.budget.used >= 10 * KIB
+    worker = await clean.move_in(1)
+    await worker.put(content(2, 20 * KIB))
+    await clean.keeper.upkeep.round()
+    shutil.copytree(tmp_path / "data", tmp_path / "killed")
+    await worker.theirs.close()  # the keeper dies
+    await worker.channel.closed.wait()
+    await worker.stop()
+    shutil.copy(tmp_path / "data" / "unsettled.1", tmp_path / "killed" / "unsettled.1")
+
+    after = House(tmp_path / "killed", clock=house.clock)
+    await after.keeper.open()
+    assert len(after.keeper.blobs.checks.suspects) == 1
+    assert not after.budget.committed  # nothing is believed before the count
+    await after.stop()
+    clean.workers.clear()
+    await clean.stop()
+
+
 # The disk
 
 
