@@ -66,24 +66,26 @@ class Lodger:
         self._channel = channel
         self._told_leftovers = -1  # one before us may have told of others
         self._told_trouble: list[str] = []
+        self._opened = False
         self._chore: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.blobs.when_settled(self._note_settled)
         self.records.deletions.tell = lambda key, undone: channel.tell("records.undone", [key, undone])
         self.records.begun_anew = lambda: channel.tell("records.anew", None)
+        channel.on("store.home", self._move)
+        channel.on("store.settled", lambda text: self.blobs.settle(Digest.parse(text)))
+        channel.on("store.drop", self._drop_leftovers)
+        channel.on("records.mend", self._mend)
+        channel.on("records.undone", self._hide)
 
     async def open(self) -> None:
         """Opens what the keeper has made ready. Raises StorageError where it cannot be used, or nobody keeps it."""
         self._loop = asyncio.get_running_loop()
-        self._channel.on("store.home", self._move)
-        self._channel.on("store.settled", lambda text: self.blobs.settle(Digest.parse(text)))
-        self._channel.on("store.drop", self._drop_leftovers)
-        self._channel.on("records.mend", lambda _: self.records.mend())
-        self._channel.on("records.undone", self._hide)
         try:
             news = await self._channel.call("store.hello", None, _HELLO_SECONDS)
         except (TimeoutError, ChannelClosed, Refused) as error:
             raise StorageError(f"nobody keeps the store: {error!r}") from error
+        self._opened = True  # what has been told before is in there
         self._home.identity = _identity(news)
         await self.blobs.open(_suspects(news))
         self._tell_leftovers()
@@ -183,8 +185,15 @@ class Lodger:
         self.records.deletions.hear(key, undone=undone)
         self.generations.changed(self.generations.stamp(key).slot)
 
+    async def _mend(self, _: None) -> None:
+        """Another process has begun the records anew."""
+        if self._opened:
+            await self.records.mend()
+
     async def _move(self, news: Any) -> None:
         """The keeper has another directory in the old one's place."""
+        if not self._opened:
+            return
         self._home.identity = _identity(news)
         if await self._do(lambda: self.blobs.reopen(_suspects(news))):
             self._tell_leftovers()

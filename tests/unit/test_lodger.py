@@ -23,7 +23,7 @@ from mirror.store.keeper import Keeper
 from mirror.store.remote_budget import RemoteBudget
 from mirror.store.room import Reservation
 from mirror.store.spools import Spool
-from tests.lodging import HOSTS, House, Worker
+from tests.lodging import HOSTS, PATIENT, House, Worker
 from tests.storing import bytes_in, content, path_of, read, until
 
 KIB = 1 << 10
@@ -437,6 +437,16 @@ async def test_a_worker_makes_again_what_is_missing(open_house: Open) -> None:
 
     assert house.keeper.reasons == []
     await worker.put(content(1))
+
+
+async def test_news_from_before_a_worker_began_are_no_news(open_house: Open) -> None:
+    """What others settle or begin anew while it opens is in what it is told then."""
+    house = await open_house()
+    worker = Worker(house, 1)
+    for name, payload in (("store.settled", str(Digest.of(b""))), ("records.mend", None), ("store.home", {})):
+        await worker.theirs.call(name, payload, PATIENT)
+    assert worker.lodger.records._cache is None
+    await worker.stop()
 
 
 async def test_without_a_keeper_nothing_begins(open_house: Open) -> None:
