@@ -9,7 +9,7 @@ import socket
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ _REPORT_SECONDS = 0.25
 """That a scrape waits for the numbers of a worker; else those of a second ago are used."""
 _EXTRA_SECONDS = 20.0
 """For a worker to write out what it has when its grace is over."""
+_PROGRAM = (sys.executable, "-P", "-m", "mirror", "worker")
+"""Gets the number of its `Handover`. -P: whatever stands in the working directory is nothing that we import."""
 _log = structlog.get_logger()
 
 
@@ -121,6 +123,7 @@ class Crew:
         metrics: Metrics,
         *,
         admit: Callable[[int, Channel], None],
+        program: Sequence[str] = _PROGRAM,
     ) -> None:
         self.slots = len(tools.sockets)
         self._tools = tools
@@ -128,6 +131,7 @@ class Crew:
         self._totals = totals
         self._metrics = metrics
         self._admit = admit
+        self._program = program
         self._workers: dict[int, Worker] = {}
         self._keeping: list[asyncio.Task[None]] = []
         self._listening: asyncio.Task[None] | None = None
@@ -202,7 +206,8 @@ class Crew:
         fd = handover.put_down()
         try:
             process = await asyncio.create_subprocess_exec(
-                *_command(fd),
+                *self._program,
+                str(fd),
                 stdin=asyncio.subprocess.DEVNULL,
                 env=_environment(),
                 pass_fds=(fd, *handover.descriptors),
@@ -216,6 +221,7 @@ class Crew:
         channel = Channel(ours)
         worker = self._workers[slot] = Worker(slot, process, channel, self._totals.open())
         self._admit(slot, channel)
+        _log.info("a worker begins", slot=slot, pid=process.pid)
         return worker
 
     async def _first(self, worker: Worker) -> None:
@@ -237,7 +243,7 @@ class Crew:
         while True:
             worker = self._workers[slot]
             end = await worker.over()
-            pause = self._after(pause, time.monotonic() - began)
+            pause = self.after(pause, time.monotonic() - began)
             _log.error(
                 "a worker died; another one takes its place",
                 slot=slot,
@@ -249,7 +255,7 @@ class Crew:
             await asyncio.sleep(pause)
             began = time.monotonic()
             while not await self._begun(slot):
-                pause = self._after(pause, 0)
+                pause = self.after(pause, 0)
                 await asyncio.sleep(pause)
             self._metrics.worker_restarts.inc()
 
@@ -267,7 +273,7 @@ class Crew:
         return True
 
     @staticmethod
-    def _after(pause: float, lived: float) -> float:
+    def after(pause: float, lived: float) -> float:
         """Seconds to wait before another try, after `pause` before the last one."""
         return _SHORTEST_BREAK if lived >= _LONG_LIFE or not pause else min(_LONGEST_BREAK, 2 * pause)
 
@@ -276,11 +282,6 @@ class Crew:
             await asyncio.sleep(_ROUND_SECONDS)
             for worker in self._workers.values():
                 worker.listen()
-
-
-def _command(fd: int) -> list[str]:
-    # -P: whatever stands in the working directory is nothing that we import.
-    return [sys.executable, "-P", "-m", "mirror", "worker", str(fd)]
 
 
 def _environment() -> dict[str, str]:

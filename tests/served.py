@@ -76,10 +76,17 @@ class Served:
         return code
 
     async def stop(self) -> None:
-        """Whatever state it is in."""
-        if self.process.returncode is None:
-            self.process.kill()
+        """Whatever state it is in; its workers, too."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
         await self.ended()
+
+    def workers(self) -> dict[int, int]:
+        """The process of the last worker in each slot."""
+        begun = (json.loads(line) for line in self.lines if '"a worker begins"' in line)
+        return {line["slot"]: line["pid"] for line in begun}
 
     async def get(self, path: str, port: int | None = None) -> tuple[int, str, bytes]:
         """Status, Connection header and body of a GET on a connection of its own."""
