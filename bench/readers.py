@@ -86,6 +86,23 @@ def read(port: int, blobs: Sequence[Blob], *, tls: bool = False, seconds: float 
         return [reader.reading() for reader in readers]
 
 
+def first_bytes(port: int, blobs: Sequence[Blob]) -> list[float]:
+    """Reads these blobs one after the other over one connection; seconds until the first byte of each."""
+    found = []
+    buffer = memoryview(bytearray(_BUFFER))
+    with ExitStack() as stack:
+        reader = stack.enter_context(_Reader(port, blobs[0], tls=False))
+        selector = _registered(stack, [reader])
+        for blob in blobs:
+            reader.turn_to(blob)
+            reader.ask(last=True)
+            while not reader.take(buffer):
+                if not selector.select(STALL_SECONDS):
+                    raise BenchFailed(f"GET {blob.path}: no byte in {STALL_SECONDS:g} s")
+            found.append(reader.reading().first_byte)
+    return found
+
+
 def _registered(stack: ExitStack, readers: Sequence[_Reader]) -> selectors.BaseSelector:
     selector = stack.enter_context(selectors.DefaultSelector())
     for reader in readers:
@@ -117,9 +134,9 @@ class _Reader:
         plain = socket.create_connection(("127.0.0.1", port), timeout=STALL_SECONDS)
         self.socket = client_tls().wrap_socket(plain, server_hostname="127.0.0.1") if tls else plain
         self.socket.setblocking(False)
-        self._path = blob.path
-        self._head = f"GET {blob.path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: */*\r\n\r\n".encode()
-        self._size = blob.size
+        self._host = f"127.0.0.1:{port}"
+        self._path, self._head, self._size = "", b"", 0
+        self.turn_to(blob)
         self._last = False
         self._left = 0
         self._headers: bytearray | None = None
@@ -133,9 +150,15 @@ class _Reader:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
+    def turn_to(self, blob: Blob) -> None:
+        """What to ask for from now on."""
+        self._path, self._size = blob.path, blob.size
+        self._head = f"GET {blob.path} HTTP/1.1\r\nHost: {self._host}\r\nAccept: */*\r\n\r\n".encode()
+
     def ask(self, *, last: bool = False) -> None:
         """Sends the next request, small enough never to block; after the last one the reader has done."""
         self._last = last
+        self.ended = None
         self._headers = bytearray()
         self._asked = time.perf_counter()
         self._first = None

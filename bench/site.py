@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +82,7 @@ class Site:
         return self.describe(repository, layers, {}, _LAYER, tag)
 
     def describe(
-        self, repository: str, layers: Sequence[Blob], config: dict[str, object], layer_type: str, tag: str = "1"
+        self, repository: str, layers: Sequence[Blob], config: Mapping[str, object], layer_type: str, tag: str = "1"
     ) -> Image:
         """An image of layers that are there already (`put`)."""
         about = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}, **config}

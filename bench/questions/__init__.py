@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from bench.figures import Answer
-from bench.questions import blobs, manifests, objects
+from bench.questions import blobs, cold, herd, image, manifests, objects
 from bench.rounds import Bench
 
 QUESTIONS: Mapping[str, Callable[[Bench], Answer]] = {
     "blobs": blobs.ask,
     "manifests": manifests.ask,
+    "cold": cold.ask,
+    "herd": herd.ask,
+    "image": image.ask,
     "objects": objects.ask,
 }
 """In the order in which they are asked."""
