@@ -51,8 +51,15 @@ FIGURES: Mapping[str, Figure] = {
     "cold_to_direct": Figure("cold ÷ direct", 2),
     "cpu_cold": Figure("CPU s cold", 2),
     "cpu_warm": Figure("CPU s warm", 2),
-    "hop_first_byte": Figure("by peer ms", 2),
+    "idle_memory": Figure("idle", 0),
+    "cold_memory": Figure("cold blob", 0),
+    "blobs_memory": Figure("blobs", 0),
+    "manifests_memory": Figure("manifests", 0),
+    "own_first_byte": Figure("own first byte ms", 2),
+    "peer_first_byte": Figure("by peer ms", 2),
     "hop_added": Figure("hop adds ms", 2),
+    "own_cpu": Figure("own CPU s/GB", 3),
+    "peer_cpu": Figure("by peer CPU s/GB", 3),
     "hop_cpu": Figure("hop CPU s/GB", 3),
 }
 """By the key under which samples carry them."""

@@ -6,9 +6,11 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from bench import watch
 
 _PROC = Path("/proc")
 _GROUP_FIELDS = slice(2, 4)  # of /proc/PID/stat, counted after the name in brackets: state, parent, group, session
@@ -49,6 +51,19 @@ def memory_bytes(group: int) -> int:
     return sum(map(_share, _members(group)))
 
 
+def peak_bytes(group: int) -> int:
+    """The most memory that each process of a group has ever had resident, together; what they share counts again."""
+    return sum(map(_peak, _members(group)))
+
+
+def unpin(group: int) -> None:
+    """Lets the processes of a group, with all their threads, run on every core."""
+    for pid in _members(group):
+        for thread in (_PROC / str(pid) / "task").iterdir():
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread.name), range(os.cpu_count() or 1))
+
+
 def describe() -> dict[str, str]:
     """The class of machine, without its name."""
     text = (_PROC / "cpuinfo").read_text() if (_PROC / "cpuinfo").exists() else ""
@@ -81,6 +96,13 @@ def _share(pid: int) -> int:
     except OSError:  # it ended meanwhile
         return 0
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+
+
+def _peak(pid: int) -> int:
+    try:
+        return watch.memory(pid).peak
+    except (OSError, KeyError):  # it ended meanwhile
+        return 0
 
 
 def _cpu_clock(pid: int) -> float:

@@ -51,7 +51,7 @@ def markdown(answer: Answer) -> str:
 
 def headings(case: Case) -> list[str]:
     """Of the table of a case; a ratio is the mirror's figure over the server's."""
-    return ["server", *(FIGURES[key].heading for key in case.columns), *(f"{_short(key)} ratio" for key in case.ratios)]
+    return ["server", *(FIGURES[key].heading for key in case.columns), *_ratio_headings(case)]
 
 
 def lines(answer: Answer, case: Case) -> Iterator[list[str]]:
@@ -109,6 +109,14 @@ def _figure(row: Row, key: str) -> str:
 def _ratio(rows: Mapping[str, Row], server: str, key: str) -> str:
     value = ratio(rows, server, key)
     return "" if value is None else f"{value:.2f}"
+
+
+def _ratio_headings(case: Case) -> list[str]:
+    short = [_short(key) for key in case.ratios]
+    return [
+        f"{name if short.count(name) == 1 else FIGURES[key].heading} ratio"
+        for name, key in zip(short, case.ratios, strict=True)
+    ]
 
 
 def _short(key: str) -> str:

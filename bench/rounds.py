@@ -28,6 +28,7 @@ FAILURES = (
     AssertionError,
     HTTPException,
     subprocess.SubprocessError,
+    ArithmeticError,
     pytest.fail.Exception,  # of the end-to-end tests' helpers
     pytest.skip.Exception,
 )
@@ -56,7 +57,7 @@ class Effort:
     objects: int = 1_000_000
 
 
-FULL = Effort(rounds=3, seconds=2.5)
+FULL = Effort(rounds=3, seconds=3)
 QUICK = Effort(rounds=1, seconds=1, blob=64 << 20, herd_blob=16 << 20, small=50, image=60 << 20, objects=20_000)
 TINY = Effort(
     rounds=1, seconds=0.2, blob=2 << 20, herd_blob=1 << 20, herd=5, small=5, image=2 << 20, objects=100

@@ -2,7 +2,8 @@
 
 A part stands between `<!-- begin WHAT -->` and `<!-- end -->`; WHAT is `settings`, the table of configuration keys,
 `file PATH`, a file of the repository that the tests use as well, `soak PATH`, what `make soak JSON=PATH` found, or
-`faults table` and `faults figures`, what `make faults-all` saw last.
+`faults table` and `faults figures`, what `make faults-all` saw last; `bench QUESTION`, `bench targets` and
+`bench about`, what `make bench ARGS="--json docs/performance.json"` has measured. The plots beside them are drawn too.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import json
 import re
 from pathlib import Path
 
+from bench import document
 from bench.soak import verdict
 from docs.fault_table import fault_figures, fault_table
 from mirror.config import settings_table
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/clients.md", "docs/reliability.md")
+DOCUMENTS = ("README.md", "docs/clients.md", "docs/reliability.md", "docs/performance.md")
 
 _PART = re.compile(r"(<!-- begin (?P<what>[^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _FAULTS = {"faults table": fault_table, "faults figures": fault_figures}
@@ -35,6 +37,8 @@ def _made(what: str) -> str:
     if kind == "file":
         path = ROOT / argument
         return f"```{_LANGUAGES.get(path.suffix, '')}\n{path.read_text().strip()}\n```\n"
+    if kind == "bench":
+        return document.part(argument)
     if kind == "soak":
         return verdict.table(json.loads((ROOT / argument).read_text()))
     if what in _FAULTS:
@@ -43,10 +47,13 @@ def _made(what: str) -> str:
 
 
 def main() -> None:
-    """Rewrites the documents in place."""
+    """Rewrites the documents in place, and draws the plots."""
     for name in DOCUMENTS:
         path = ROOT / name
         path.write_text(render(path.read_text()))
+    document.PLOTS.mkdir(exist_ok=True)
+    for path, picture in document.pictures().items():
+        path.write_text(picture)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from bench.figures import Answer
-from bench.questions import blobs, cold, herd, image, manifests, objects
+from bench.questions import blobs, cold, herd, image, manifests, memory, objects, workers
 from bench.rounds import Bench
 
 QUESTIONS: Mapping[str, Callable[[Bench], Answer]] = {
@@ -14,6 +14,8 @@ QUESTIONS: Mapping[str, Callable[[Bench], Answer]] = {
     "cold": cold.ask,
     "herd": herd.ask,
     "image": image.ask,
+    "memory": memory.ask,
+    "workers": workers.ask,
     "objects": objects.ask,
 }
 """In the order in which they are asked."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from bench.figures import Answer, Case
+from bench.image import BenchFailed
 from bench.load import Requests, head, request
 from bench.machine import cpu_seconds
 from bench.rounds import Bench, in_rounds, record, standing, warm
@@ -55,6 +56,8 @@ def costs(server: Server, asking: Callable[[], Requests]) -> Mapping[str, float]
     before = cpu_seconds(server.group)
     got = asking()
     used = cpu_seconds(server.group) - before
+    if not got.count:
+        raise BenchFailed("nobody was answered in time")
     return {
         "requests_per_second": got.count / got.seconds,
         "cpu_per_thousand": used / got.count * 1e3,
