@@ -68,7 +68,7 @@ PLOTS: Mapping[str, Plot] = {
         "herd",
         "100 clients want one cold blob: how often the upstream sends it (less is better)",
         [
-            ("upstream at 16 MB/s", "limited", "upstream"),
+            ("upstream at 10 MB/s", "limited", "upstream"),
             ("upstream as fast as it can", "unlimited", "upstream"),
         ],
     ),

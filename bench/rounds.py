@@ -52,12 +52,12 @@ class Effort:
     herd: int = 100
     small: int = 200
     """Blobs whose first byte is waited for."""
-    image: int = 300 << 20
+    image: int = 200 << 20
     """A real image's files, before they are compressed."""
     objects: int = 1_000_000
 
 
-FULL = Effort(rounds=3, seconds=3)
+FULL = Effort(rounds=3, seconds=2)
 QUICK = Effort(rounds=1, seconds=1, blob=64 << 20, herd_blob=16 << 20, small=50, image=60 << 20, objects=20_000)
 TINY = Effort(
     rounds=1, seconds=0.2, blob=2 << 20, herd_blob=1 << 20, herd=5, small=5, image=2 << 20, objects=100

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from bench.figures import Answer
-from bench.questions import blobs, cold, herd, image, manifests, memory, objects, workers
+from bench.questions import blobs, cold, herd, image, manifests, memory, objects, profile, workers
 from bench.rounds import Bench
 
 QUESTIONS: Mapping[str, Callable[[Bench], Answer]] = {
@@ -17,5 +17,6 @@ QUESTIONS: Mapping[str, Callable[[Bench], Answer]] = {
     "memory": memory.ask,
     "workers": workers.ask,
     "objects": objects.ask,
+    "profile": profile.ask,
 }
 """In the order in which they are asked."""

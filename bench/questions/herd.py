@@ -18,7 +18,7 @@ from bench.site import Site, Upstream, upstream
 from tests.e2e.processes import eventually
 
 DIRECT = "direct"
-RATE = 16e6
+RATE = 10e6
 """Bytes a second of the limited upstream: what a hundred clients take then is within what a core can send."""
 _COLUMNS = ("total", "slowdown", "upstream", "first_byte_p50", "first_byte_p99", "fairness", "cpu_per_gb")
 _LIMIT_SECONDS = 25.0
