@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ _WIDTH = 140  # where there is no terminal to ask
 def main(arguments: list[str] | None = None) -> int:
     """Measures and prints; the exit code is 0 where the mirror answered every question."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # and end what was started
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     cores = machine.choose_cores()
     if cores.load == cores.server:

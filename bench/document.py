@@ -8,6 +8,7 @@ from typing import Any
 
 from bench import plots, report, targets
 from bench.figures import Answer
+from bench.questions import QUESTIONS
 
 KEPT = Path(__file__).parents[1] / "docs" / "performance.json"
 PLOTS = KEPT.parent / "plots"
@@ -20,8 +21,10 @@ def part(what: str) -> str:
         return targets.table({name: answer for name, (_, answer) in kept.items()})
     if what == "about":
         return _about(kept)
+    if what not in QUESTIONS:
+        raise ValueError(f"no question is called {what!r}")
     if what not in kept:
-        raise ValueError(f"no question is called {what!r}, or it was not asked")
+        return "Not asked yet.\n"
     picture = f"![{plots.PLOTS[what].title}](plots/{what}.svg)\n\n" if what in plots.PLOTS else ""
     return picture + report.markdown(kept[what][1])
 
