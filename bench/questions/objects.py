@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import msgspec
 
 from bench import machine
 from bench.figures import Answer, Case
-from bench.image import BenchFailed, Image, fetch
-from bench.load import request
+from bench.image import ACCEPT, BenchFailed, Image, fetch
+from bench.load import percentile, request
 from bench.questions.manifests import CONNECTIONS
 from bench.rounds import Bench, record
 from bench.servers import MIRROR
@@ -26,13 +27,16 @@ from mirror.store.shapes import LinkRecord
 from tests.e2e.mirrors import MirrorProcess
 from tests.e2e.processes import eventually, free_port
 
-_BLOB_BYTES = 1000
+_BLOB_BYTES = 2000
 """Of each filler, as its file's length: no block is written for them."""
 _LAYER_BYTES = 1 << 20
 _BATCH = 10_000
 _LIFETIME = 30 * 86400.0
 _COUNT_SECONDS = 300.0
 _EMPTY = "mirror-empty"
+_SWEEP_SECONDS = 180.0
+_LOOK_SECONDS = 0.5
+_QUIET_SECONDS = 5.0
 
 
 class _Subject:
@@ -83,9 +87,45 @@ class _Subject:
             started = {"ready": ready, "first_hit": first_hit, "counted": counted, "cpu_counted": cpu}
             return {**started, **hits, "memory": memory}
 
-    def _storage(self) -> dict[str, str]:
+    def _storage(self, max_size: str) -> dict[str, str]:
         # What the fillers hold is not what their names say, as a scrub would find.
-        return {"path": str(self.data), "max_size": "100GiB", "min_free": "0%", "scrub_rate": "0"}
+        return {"path": str(self.data), "max_size": max_size, "min_free": "0%", "scrub_rate": "0"}
+
+    def sweep(self) -> Mapping[str, float]:
+        """Starts it with a budget of half of what it holds; what a client sees who asks for one hit after the other."""
+        total = self.objects * _BLOB_BYTES + _LAYER_BYTES
+        with self._running(max_size=str(total // 2) if self.objects > len(self._image.blobs) else "100GiB") as port:
+            wanted = total // 2 if self.objects > len(self._image.blobs) else 0
+            idle = machine.memory_bytes(self._process.pid)
+            began = time.perf_counter()
+            waits = list(self._ask(port, lambda: self._process.counted("mirror_evicted_bytes_total") >= wanted))
+            seconds = time.perf_counter() - began
+            freed = self._process.counted("mirror_evicted_bytes_total")
+            if freed < wanted:
+                raise BenchFailed(f"{freed:,.0f} of {wanted:,} bytes were freed in {seconds:.0f} s")
+            memory = {"idle_memory": idle / 1e6, "peak_memory": machine.peak_bytes(self._process.pid) / 1e6}
+            asked = {"p99": percentile(waits, 99) * 1e3, "worst": max(waits) * 1e3}
+            return {"freed": freed / 1e9, "sweep_seconds": seconds, **asked, **memory}
+
+    def _ask(self, port: int, over: Callable[[], bool]) -> Iterator[float]:
+        """The seconds that each of many hits takes, until it is over, and for a while at least."""
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SWEEP_SECONDS)
+        began = looked = time.perf_counter()
+        while True:
+            asked = time.perf_counter()
+            connection.request("GET", self._image.by_digest, headers={"Accept": ACCEPT})
+            answer = connection.getresponse()
+            answer.read()
+            now = time.perf_counter()
+            if answer.headers["X-Cache"] != "hit":
+                raise BenchFailed(f"a sweep took what was in use: {answer.status} {answer.headers['X-Cache']}")
+            yield now - asked
+            if now - looked > _LOOK_SECONDS:
+                looked = now
+                enough = now - began > min(_QUIET_SECONDS, self._bench.effort.seconds)
+                if now - began > _SWEEP_SECONDS or (enough and over()):
+                    connection.close()
+                    return
 
     def _paths(self) -> Mapping[str, str]:
         return {"manifest": self._image.by_digest, "blob": self._image.config.path}
@@ -100,11 +140,11 @@ class _Subject:
         return self._process.counted("mirror_cache_objects", kind="blob") >= self.objects
 
     @contextmanager
-    def _running(self) -> Iterator[int]:
+    def _running(self, max_size: str = "100GiB") -> Iterator[int]:
         """Starts it, and stops it at the end; gives its port."""
         # Filling a large cache takes longer than a tag stays fresh.
         with machine.pinned(self._bench.cores.server):
-            self._process.start({"docker.io": {"url": self._behind.url}}, tag_ttl="1d", storage=self._storage())
+            self._process.start({"docker.io": {"url": self._behind.url}}, tag_ttl="1d", storage=self._storage(max_size))
         try:
             yield self._port
         finally:
@@ -118,6 +158,8 @@ def ask(bench: Bench) -> Answer:
     hits = ("manifest_hit", "blob_hit")
     begin = answer.case(Case("starts", "A start with a full cache beside one with an empty one", starts, ("memory",)))
     hit = answer.case(Case("hits", "CPU per hit with a full cache and with an empty one", hits, hits))
+    columns = ("freed", "sweep_seconds", "p99", "worst", "idle_memory", "peak_memory")
+    swept = answer.case(Case("sweep", "A hit after the other while a sweep frees half of the full cache", columns))
     site = Site(bench.home / "objects-site")
     image = site.add("library/objects", [_LAYER_BYTES])
     with upstream(bench.home / "objects-upstream", site) as behind:
@@ -131,6 +173,8 @@ def ask(bench: Bench) -> Answer:
                 for subject in (full, empty):
                     record(answer, begin, subject.name, subject.early)
                     record(answer, begin, subject.name, subject.measure)
+            for subject in (empty, full):
+                record(answer, swept, subject.name, subject.sweep)
         finally:
             shutil.rmtree(full.data, ignore_errors=True)
     for name, row in answer.rows[begin.name].items():
