@@ -278,12 +278,16 @@ class Cache:
         await self._records.set(("manifest", str(digest)), _RENEWED.pack(held.renewed_at) + content, _KEPT)
         return held
 
-    def _keep(self, digest: Digest, content: bytes, renewed_at: float) -> HeldManifest:
+    def outlined(self, digest: Digest, content: bytes, renewed_at: float) -> HeldManifest:
+        """A manifest as we know it; it is not kept."""
         manifest = parse_manifest(content)
         blobs = tuple(itertools.islice(manifest.named_blobs(), _NAMED_BLOBS)) if manifest is not None else ()
         outline = manifest.outline() if manifest is not None else None
-        held = HeldManifest(digest, content, outline, blobs, renewed_at)
-        self._manifests.set(digest, held, len(content) + _NAMED_BLOB_BYTES * len(blobs))
+        return HeldManifest(digest, content, outline, blobs, renewed_at)
+
+    def _keep(self, digest: Digest, content: bytes, renewed_at: float) -> HeldManifest:
+        held = self.outlined(digest, content, renewed_at)
+        self._manifests.set(digest, held, len(content) + _NAMED_BLOB_BYTES * len(held.blobs))
         return held
 
     def note_served(self, target: Target, digest: Digest) -> None:
@@ -297,6 +301,11 @@ class Cache:
     def size_hint(self, target: Target, digest: Digest) -> int | None:
         """The size in bytes that a manifest served from this repository gives the blob."""
         return self._hints.get((target.upstream.host, target.repository, digest))
+
+    def put_hint(self, target: Target, digest: Digest, size: int) -> None:
+        """Notes a hint that another worker has, unless we have one."""
+        if self.size_hint(target, digest) is None:
+            self._hints.set((target.upstream.host, target.repository, digest), size)
 
     def forget_hint(self, target: Target, digest: Digest) -> None:
         """The hint turned out wrong."""

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
 
 from aiohttp import web
 from aiohttp.abc import AbstractResolver
@@ -13,6 +15,7 @@ from aiohttp.abc import AbstractResolver
 from mirror.api.content import ContentApi
 from mirror.api.listings import ListingsApi
 from mirror.api.middleware import Traffic
+from mirror.api.peer import PeerApi
 from mirror.api.ready import ReadyAnswers
 from mirror.api.registry import RegistryApi
 from mirror.api.sender import Sender
@@ -22,22 +25,31 @@ from mirror.config import Settings
 from mirror.download import PACED, Downloads, Flights, Lanes, Tools
 from mirror.memory import Key, Memory
 from mirror.metrics import Metrics
+from mirror.peers import FarUpstreams, Onlooker, Peers
 from mirror.pull import (
     PROOFS,
+    Asker,
     BlobPuller,
+    FarAsker,
+    FarWitness,
     Lists,
+    ListsElsewhere,
     ManifestAsker,
     ManifestPuller,
+    NearWitness,
     Permissions,
     ReferrersPuller,
     Renewals,
     TagsPuller,
+    Witness,
+    silence_by_owner,
 )
-from mirror.routing import Router, UpstreamName
+from mirror.routing import Router, Target, UpstreamName
 from mirror.transport import Transport
 from mirror.transport.gate import Gate
 from mirror.upstream import Upstreams
 
+T = TypeVar("T")
 _SECRET_BYTES = 16 << 20
 """Of tokens and challenges: how long one is, and the names by which it is found, is an upstream's choice."""
 
@@ -83,7 +95,9 @@ class Engine:
         clock: Callable[[], float] = time.time,
         resolver: AbstractResolver | None = None,
         is_global: Callable[[str], bool] | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
+        """`neighbours`: the workers of this machine, where there is more than one."""
         timeouts = settings.timeouts
 
         # Whom we ask.
@@ -99,15 +113,42 @@ class Engine:
         self._authenticator = Authenticator(self._transport, lasting.secrets, metrics=metrics, clock=clock)
         upstreams = Upstreams(router, self._transport, self._authenticator)
 
+        # Or who asks them for us: where another worker is silent we do, and note nothing.
+        self._peers = peers = (
+            Peers(neighbours.names, neighbours.me, metrics, timeouts.peer) if neighbours is not None else None
+        )
+        onlooker = Onlooker(cache, router)
+        silence = silence_by_owner(peers, router, upstreams.silence)
+
         # What is done with it.
         tools = Tools(upstreams, cache, metrics, timeouts, lasting.lanes)
-        self.downloads = Downloads(tools, abandon_below=settings.abandon_below, flights=lasting.flights)
+        self.downloads = Downloads(
+            tools,
+            abandon_below=settings.abandon_below,
+            flights=lasting.flights,
+            peers=peers,
+            far_tools=(
+                Tools(FarUpstreams(upstreams, peers), onlooker, metrics, timeouts, lasting.lanes) if peers else None
+            ),
+        )
         self.renewals = Renewals(cache, router)
-        self._permissions = Permissions(cache, upstreams, self.renewals, metrics, timeouts.first_byte)
-        asker = ManifestAsker(cache, upstreams, metrics, timeouts.first_byte)
+        witness: Callable[[Target], Witness] = _chosen(
+            peers,
+            NearWitness(cache, upstreams, metrics),
+            lambda peers: FarWitness(peers, NearWitness(onlooker, upstreams, metrics)),
+        )
+        self._permissions = Permissions(cache, witness, self.renewals, timeouts.first_byte)
+        asker: Callable[[Target], Asker] = _chosen(
+            peers,
+            ManifestAsker(cache, upstreams, metrics, timeouts.first_byte),
+            lambda peers: FarAsker(peers, ManifestAsker(onlooker, upstreams, metrics, timeouts.first_byte), router),
+        )
         self._manifests = ManifestPuller(cache, asker, self.renewals, router, metrics, timeouts)
         blobs = BlobPuller(cache, self.downloads, self._permissions, metrics, timeouts)
-        self._lists = Lists(cache, router, metrics, timeouts, upstreams.silence)
+        alone = Lists(onlooker, router, metrics, timeouts, upstreams.silence)
+        self._lists = Lists(
+            cache, router, metrics, timeouts, silence, ListsElsewhere(peers, alone) if peers is not None else None
+        )
         tags = TagsPuller(cache, upstreams, self._lists, timeouts.first_byte)
         referrers = ReferrersPuller(cache, upstreams, self._manifests, self._lists, timeouts.first_byte)
 
@@ -116,6 +157,7 @@ class Engine:
         self._registry = RegistryApi(router, content, ListingsApi(tags, referrers))
         self.ready = ReadyAnswers(clock, by_host=router.has_aliases)
         """Answers made by this configuration: `traffic.ready` while it counts."""
+        self.peer = PeerApi(router, cache, upstreams, self._manifests, tags, referrers, self._permissions, blobs)
 
         self._users = 0
         self._unused = asyncio.Event()
@@ -150,6 +192,8 @@ class Engine:
         await self._permissions.close()
         await self._lists.close()
         await self._manifests.close()
+        if self._peers is not None:
+            await self._peers.close()
         await self._authenticator.close()
         await self._transport.close()
 
@@ -157,6 +201,22 @@ class Engine:
 def _share(router: Router) -> Callable[[UpstreamName], int | None]:
     """The most downloads of an upstream, where it has a number of its own."""
     return lambda upstream: router.settings(upstream).max_downloads
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The workers of a machine: the names of their Unix sockets, by slot, and which slot is ours."""
+
+    names: tuple[str, ...]
+    me: int
+
+
+def _chosen(peers: Peers | None, near: T, far: Callable[[Peers], T]) -> Callable[[Target], T]:
+    """Who asks a target's upstream: `near` where it is ours."""
+    if peers is None:
+        return lambda _: near
+    others, away = far(peers), peers.away
+    return lambda target: others if away(target.upstream.host) else near
 
 
 def _secret_weight(key: Key, value: object) -> int:

@@ -138,6 +138,10 @@ class Router:
         """
         return self._targets(name, chosen) if len(name) <= _SHORT else self._name(name, chosen)
 
+    def named(self, host: str, repository: str) -> Target:
+        """The target that another worker names. Raises UpstreamRefused where it is none by our configuration."""
+        return Target(self._find(host) or _refuse(host), repository)
+
     def resolve(self, name: str, ns: str | None = None) -> Target:
         """The target of `name`, `ns` being its query parameter of that name. Raises as `choose` and `target` do."""
         return self.target(name, None if ns is None else self._by_ns((ns,)))

@@ -21,13 +21,14 @@ from mirror.api.connections import HttpServer, Limits
 from mirror.api.forwarded import Proxies
 from mirror.api.listener import Listener
 from mirror.api.middleware import Traffic
+from mirror.api.peer import PeerServer
 from mirror.api.secured import Entrance
 from mirror.api.sender import Sender
 from mirror.api.tls import read_files
 from mirror.cache import Cache
 from mirror.config import Settings, need_restart
 from mirror.download import Downloads
-from mirror.engine import Engine, Lasting
+from mirror.engine import Engine, Lasting, Neighbours
 from mirror.engines import Engines
 from mirror.metrics import Metrics
 from mirror.process import raise_descriptor_limit, run
@@ -118,9 +119,11 @@ class Mirror:
                 clock=clock,
                 resolver=resolver,
                 is_global=is_global,
+                neighbours=Neighbours(post.peers, post.slot) if post else None,
             )
 
         self._engines = Engines(settings, router, lasting, self._cache, self.traffic, self.metrics, build)
+        self._peers = PeerServer(lambda: self._engines.current, settings.timeouts.peer)
         self._admin = AdminApi(self._scrape, self._state)
         self._listener: Listener | None = None
         self._admission: Admission
@@ -133,6 +136,7 @@ class Mirror:
         self._closing.push_async_callback(self._cache.close)
         self._closing.callback(sender.close)
         self._closing.push_async_callback(self._engines.close)
+        self._closing.push_async_callback(self._peers.close)
 
     # Its parts, for whoever looks into one.
 
@@ -178,6 +182,7 @@ class Mirror:
             self._store.begin()
             self._listener = self._keep(self._registry_listener(await self._context(self.settings)))
             if self._post is not None:
+                await self._peers.open(self._post.asked)
                 await self._listener.adopt(self._post.listening)
                 return
             self.port = await self._listener.open(self.settings.listen)
@@ -208,6 +213,8 @@ class Mirror:
                 await self._unless_hurried(asyncio.Event().wait(), drain)
                 ends = asyncio.get_running_loop().time() + grace
                 await self._finish_requests(listener, grace)
+                # Other workers have clients, too.
+                await self._unless_hurried(self._peers.idle(), max(0.0, ends - asyncio.get_running_loop().time()))
                 await self._finish_downloads(max(0.0, ends - asyncio.get_running_loop().time()))
             await self._closing.aclose()
 

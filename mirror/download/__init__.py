@@ -5,6 +5,7 @@ from mirror.download.download import Download
 from mirror.download.downloads import Downloads, Flights
 from mirror.download.fetch import Tools
 from mirror.download.lanes import PACED, Lanes
+from mirror.download.lending import follow
 from mirror.download.ranges import RangeBody
 from mirror.download.samples import Sample, sample_of_file
 
@@ -23,5 +24,6 @@ __all__ = [
     "RangeBody",
     "Sample",
     "Tools",
+    "follow",
     "sample_of_file",
 ]

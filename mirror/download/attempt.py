@@ -241,7 +241,8 @@ class Attempt:
         if not isinstance(track, SpoolTrack):
             assert track is not None, "filled before it was opened"
             await track.append(pieces)
-            self._tools.metrics.bypass_bytes.labels(self.culprit.upstream.entry, "pass_through").inc(count)
+            if not self._fetch.relayed:
+                self._tools.metrics.bypass_bytes.labels(self.culprit.upstream.entry, "pass_through").inc(count)
             return
         await self._grow_reservation(track, count)
         before = track.written

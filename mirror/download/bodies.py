@@ -115,6 +115,11 @@ class FlightBody(_Body):
         return self._size
 
     @property
+    def download(self) -> Download:
+        """What it reads."""
+        return self._download
+
+    @property
     def stores(self) -> bool:
         """Whether what is fetched is being kept, and can be read from anywhere."""
         return self._download.stores

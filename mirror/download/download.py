@@ -9,12 +9,14 @@ import structlog
 
 from mirror.cache import Question
 from mirror.download.attempt import Attempt
+from mirror.download.borrowed import Borrowed
 from mirror.download.fetch import Tools
 from mirror.download.news import News
 from mirror.download.sources import Sources
 from mirror.download.tracks import SpoolTrack, WindowTrack
 from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError, UpstreamCorrupt, UpstreamUnavailable
+from mirror.peers import Peers
 from mirror.routing import Target
 from mirror.slots import Slot
 
@@ -28,8 +30,17 @@ class Download:
     """
 
     def __init__(
-        self, digest: Digest, source: Target, tools: Tools, *, abandon_below: int, background: bool, pass_through: bool
+        self,
+        digest: Digest,
+        source: Target,
+        tools: Tools,
+        *,
+        abandon_below: int,
+        background: bool,
+        pass_through: bool,
+        peers: Peers | None = None,
     ) -> None:
+        """`peers`: the workers one of which owns the upstream, and makes the download that this one follows."""
         self.digest = digest
         self.upstream = source.upstream
         """The one that all its sources belong to."""
@@ -43,7 +54,8 @@ class Download:
         self._background = background
         self._pass_through = pass_through
         self._size: int | None = None
-        self._attempt: Attempt | None = None
+        self._peers = peers
+        self._attempt: Attempt | Borrowed | None = None
         self._failure: MirrorError | None = None
         self._news = News()
         self._readers = 0
@@ -69,6 +81,11 @@ class Download:
                 return self._size
             await self._news.wait()
         raise self.failure_for(target)
+
+    async def begun(self) -> None:
+        """Waits until it is its turn, or it has failed before."""
+        while self.queued and self._failure is None:
+            await self._news.wait()
 
     def failure_for(self, target: Target) -> MirrorError:
         """Why it failed, for the readers from one repository: no other repository or upstream is named."""
@@ -101,7 +118,19 @@ class Download:
     @property
     def queued(self) -> bool:
         """Whether it waits for its turn."""
+        if self._peers is not None and not self._paced:
+            return isinstance(self._attempt, Borrowed) and self._attempt.queued and not self.finished
         return self._turn is None and not self.finished
+
+    @property
+    def joined(self) -> bool:
+        """Whether another worker had begun it before this one was made."""
+        return isinstance(self._attempt, Borrowed) and self._attempt.joined
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there will be another attempt, if this one has failed."""
+        return self._failure is None
 
     @property
     def queued_to_store(self) -> bool:
@@ -141,6 +170,8 @@ class Download:
     def keep_on(self) -> None:
         """It will be finished even if everybody leaves: someone took a part, and is likely to come for others."""
         self._background = True
+        if isinstance(self._attempt, Borrowed):
+            self._attempt.keep_on()
 
     def attach(self) -> None:
         """One more reader."""
@@ -158,7 +189,7 @@ class Download:
 
     def _worth_finishing(self) -> bool:
         track = self.track
-        if self.queued:
+        if self.queued or self._peers is not None:  # whoever fetches it sees to that
             return False
         if track is not None and track.is_complete:
             return True
@@ -180,11 +211,15 @@ class Download:
     # The work.
 
     async def _run(self) -> None:
-        tools = self._tools
+        tools, counted = self._tools, False
         try:
-            lane = tools.lanes.pace if self._pass_through else tools.lanes.fill
-            self._turn = await lane(self.upstream, tools.timeouts.first_byte)
-            tools.metrics.downloads_in_flight.inc()
+            if self._peers is None or self._pass_through:
+                lane = tools.lanes.pace if self._pass_through else tools.lanes.fill
+                self._turn = await lane(self.upstream, tools.timeouts.first_byte)
+                self._news.tell()
+            if self._peers is None:
+                tools.metrics.downloads_in_flight.inc()
+                counted = True
             if not await self._try(first=True):
                 self.sources.rotate()
                 await self._try(first=False)
@@ -199,6 +234,7 @@ class Download:
         finally:
             if self._turn is not None:
                 self._turn.release()
+            if counted:
                 tools.metrics.downloads_in_flight.dec()
 
     async def _go_at_their_pace(self) -> None:
@@ -206,15 +242,13 @@ class Download:
         if self._paced:
             return
         turn = await self._tools.lanes.pace(self.upstream, self._tools.timeouts.cold_head)
-        assert self._turn is not None, "opened out of turn"
-        self._turn.release()
+        if self._turn is not None:
+            self._turn.release()
         self._turn, self._paced = turn, True
 
     async def _try(self, *, first: bool) -> bool:
         """One attempt. False if another one may do better; raises MirrorError where it would not."""
-        attempt = self._attempt = Attempt(
-            self.digest, self.sources, self._tools, first=first, pass_through=self._pass_through
-        )
+        attempt = self._attempt = self._begin(first=first)
         keep = False
         try:
             await attempt.open(lambda: self._readers > 0)
@@ -240,7 +274,12 @@ class Download:
             await attempt.close(keep=keep)
         return self._failure is not None
 
-    def _show(self, attempt: Attempt) -> None:
+    def _begin(self, *, first: bool) -> Attempt | Borrowed:
+        if self._peers is not None and not self._pass_through:
+            return Borrowed(self.digest, self.sources, self._tools, self._peers, background=self._background)
+        return Attempt(self.digest, self.sources, self._tools, first=first, pass_through=self._pass_through)
+
+    def _show(self, attempt: Attempt | Borrowed) -> None:
         self.track, self._size = attempt.track, attempt.size
         if self.track is not None and not self.track.is_complete:
             self.track.advance(self.track.written)
@@ -251,7 +290,7 @@ class Download:
             self._fail(UpstreamUnavailable(f"{self.digest} has no known length, and no room here", reason="no_room"))
         return True
 
-    def _blame(self, attempt: Attempt) -> UpstreamCorrupt:
+    def _blame(self, attempt: Attempt | Borrowed) -> UpstreamCorrupt:
         culprit, details = attempt.culprit, {"source": str(attempt.culprit), "digest": str(self.digest)}
         self._tools.cache.forget_hint(culprit, self.digest)
         if attempt.began_at:

@@ -19,6 +19,7 @@ from mirror.metrics import Metrics
 from mirror.oci.byte_range import ByteRange
 from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError, Unknown, UpstreamRefused, UpstreamUnavailable
+from mirror.peers import FarStream, FarUpstreams
 from mirror.routing import Target, UpstreamName
 from mirror.slots import Slot
 from mirror.store.shapes import LinkRecord
@@ -37,9 +38,9 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What every fetch needs, the same for all of them."""
+    """What every fetch needs, the same for all of them from upstreams that we ask, or that another worker asks."""
 
-    upstreams: Upstreams
+    upstreams: Upstreams | FarUpstreams
     cache: Cache
     metrics: Metrics
     timeouts: Timeouts
@@ -80,6 +81,8 @@ class Fetch:
         self.ended_early = False
         """Whether a body without a length of its own ended, in good order, before `stop`: the digest has to tell
         whether it was cut, or was all there is."""
+        self.relayed = False
+        """Whether another worker of ours sends the bytes, and has counted them."""
         self.received = 0
         """Body bytes that came, wanted or not."""
         self._sources = sources
@@ -96,7 +99,7 @@ class Fetch:
         """Of whoever takes the bytes."""
         self._gave: tuple[float, int] | None = None
         """When the last bytes were given, and how many."""
-        self._stream: BlobStream | None = None
+        self._stream: BlobStream | FarStream | None = None
         self._chunks: AsyncGenerator[bytes, None] | None = None
         self._position = 0
         self._whole = False
@@ -304,7 +307,9 @@ class Fetch:
         await self.noted()
         question = await self._tools.cache.question(target)
         try:
-            stream = await self._tools.upstreams.open_blob(target, self.digest, deadline, self._byte_range())
+            stream: BlobStream | FarStream = await self._tools.upstreams.open_blob(
+                target, self.digest, deadline, self._byte_range()
+            )
         except UpstreamUnavailable as error:
             if error.reason != "range" or self._whole:
                 raise
@@ -316,7 +321,7 @@ class Fetch:
             await stream.close()
             raise
 
-    async def _accept(self, stream: BlobStream, question: Question) -> None:
+    async def _accept(self, stream: BlobStream | FarStream, question: Question) -> None:
         target = question.target
         surplus = self._offset - stream.start
         if surplus < 0 or (self._skip_limit is not None and surplus > self._skip_limit):
@@ -330,7 +335,7 @@ class Fetch:
             # Headers are a claim; the link is proven when the digest matches.
             self._claim = question, stream.size
             self.size = self.size if self.size is not None else stream.size
-        self.encoded = encoded
+        self.encoded, self.relayed = encoded, stream.relayed
         self.shown = self.shown or question
         self._stream, self._chunks, self._position = stream, stream.chunks(), stream.start
 

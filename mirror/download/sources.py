@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from mirror.oci.errors import MirrorError
 from mirror.routing import Target
@@ -17,6 +18,8 @@ class Sources:
     def __init__(self, first: Target) -> None:
         self._joined: dict[Target, float] = {}
         self._said: dict[Target, MirrorError] = {}
+        self.on_added: Callable[[Target], None] | None = None
+        """Hears of one more."""
         self.add(first)
 
     def __contains__(self, target: Target) -> bool:
@@ -32,6 +35,8 @@ class Sources:
         if target in self._joined or len(self._joined.keys() | self._said.keys()) >= _MOST:
             return
         self._joined[target] = time.monotonic()
+        if self.on_added is not None:
+            self.on_added(target)
 
     def refused(self, target: Target, no: MirrorError) -> None:
         """One that said no; it is not asked again."""

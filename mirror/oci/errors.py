@@ -17,7 +17,8 @@
     │   ├── UpstreamTimeout       504 UNAVAILABLE
     │   ├── UpstreamThrottled     429 TOOMANYREQUESTS
     │   ├── CredentialRejected    our own credential was refused: 503 UNAVAILABLE
-    │   └── UpstreamCorrupt       wrong bytes, twice: 502 UNAVAILABLE
+    │   ├── UpstreamCorrupt       wrong bytes, twice: 502 UNAVAILABLE
+    │   └── Unprovable            a word that is not enough to give what we hold: it is fetched instead
     └── StorageError              our own disk; never reaches a client, we pass through instead
 
 "No" (Unknown, UpstreamRefused) is an answer; UpstreamUnavailable is none. Only the second may be papered over with a
@@ -152,6 +153,10 @@ class UpstreamCorrupt(UpstreamUnavailable):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, reason="corrupt")
+
+
+class Unprovable(UpstreamUnavailable):
+    """The upstream says that it has the blob, but its word on a part or its length is not enough: fetch it whole."""
 
 
 class StorageError(MirrorError):

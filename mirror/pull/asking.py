@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -25,6 +26,22 @@ _HEADLESS_SECONDS = 3600.0
 """How long we remember that an upstream's HEAD is of no use."""
 _HEADLESS_HOSTS = 1024
 _log = structlog.get_logger()
+
+
+class Asker(Protocol):
+    """Asks for manifests. Everything raises ManifestUnknown, NameUnknown, UpstreamRefused and UpstreamUnavailable."""
+
+    def silence(self, target: Target) -> str | None:
+        """Why nobody who holds a copy should wait for an answer; None where there is no reason."""
+
+    async def by_tag(self, target: Target, tag: Tag, known: Digest | None, *, head: bool) -> ManifestAnswer:
+        """What the tag means now; `known` is what it meant."""
+
+    async def by_digest(self, target: Target, digest: Digest, *, head: bool) -> ManifestAnswer:
+        """A manifest that is not here, or not yet shown in this repository."""
+
+    async def renew(self, target: Target, digest: Digest) -> None:
+        """Asks whether the repository still has the manifest, and notes it."""
 
 
 class ManifestAsker:
@@ -69,6 +86,10 @@ class ManifestAsker:
                 if answer is not None:
                     return answer
         return await self._get_digest(question, digest, deadline)
+
+    async def renew(self, target: Target, digest: Digest) -> None:
+        """As of Asker."""
+        await self.by_digest(target, digest, head=True)
 
     # HEAD.
 

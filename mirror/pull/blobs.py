@@ -11,9 +11,9 @@ from mirror.download import Body, Download, Downloads, FlightBody, HeldBody, Ran
 from mirror.metrics import Metrics
 from mirror.oci.byte_range import ByteRange, RangeSet
 from mirror.oci.digest import Digest
-from mirror.oci.errors import StorageError, UpstreamTimeout, UpstreamUnavailable
+from mirror.oci.errors import StorageError, Unprovable, UpstreamTimeout, UpstreamUnavailable
 from mirror.pull.answers import BlobAnswer, Source
-from mirror.pull.permission import Permissions, Unprovable
+from mirror.pull.permission import Permissions
 from mirror.routing import Target
 from mirror.store.files import SharedFile
 from mirror.transport import Deadline
@@ -60,8 +60,12 @@ class BlobPuller:
     # Held.
 
     async def _open(self, digest: Digest) -> SharedFile | None:
+        ended = self._downloads.ended
         try:
-            return await self._cache.open_blob(digest)
+            file = await self._cache.open_blob(digest)
+            if file is None and self._downloads.ended != ended:
+                file = await self._cache.open_blob(digest)  # perhaps it has come while we looked
+            return file
         except StorageError as error:
             self._cache.trouble.note("blobs", error)
             return None
@@ -79,7 +83,7 @@ class BlobPuller:
                 return RangeBody(
                     digest,
                     target,
-                    self._downloads.tools,
+                    self._downloads.tools_for(target),
                     size=file.size,
                     parts=parts,
                     anew=lambda: self._downloads.anew(digest, target),
@@ -106,6 +110,10 @@ class BlobPuller:
             size = await deadline.bound(self._boarded(target, download, body, deadline), what)
             if background:
                 download.keep_on()
+            if download.joined:
+                source = Source.JOINED
+            if source is Source.JOINED:
+                self._metrics.download_joins.labels(upstream=target.upstream.entry).inc()
         except UpstreamTimeout as error:
             queued = download.queued
             await body.close()
@@ -125,7 +133,6 @@ class BlobPuller:
         if download is None:
             return self._downloads.start(digest, target, background=background), Source.MISS
         download.sources.add(target)
-        self._metrics.download_joins.labels(upstream=target.upstream.entry).inc()
         return download, Source.JOINED
 
     async def _boarded(self, target: Target, download: Download, body: FlightBody, deadline: Deadline) -> int:
@@ -138,6 +145,39 @@ class BlobPuller:
         """Whether the download itself is the permission: the bytes come from this repository, not refused since."""
         return shown is not None and shown.target == target and await self._cache.still_counts(shown)
 
+    # For other workers.
+
+    async def lend(self, target: Target, digest: Digest, *, background: bool) -> SharedFile | tuple[Download, bool]:
+        """The blob's file, if it is held and `target` may have it; else its download, and whether others began that.
+
+        Raises as `get`.
+        """
+        deadline = Deadline.after(self._timeouts.first_byte)
+        file = await self._open(digest)
+        if file is not None:
+            try:
+                await self._permissions.held(target, digest, file, deadline)
+                return file
+            except Unprovable:
+                file.release()
+            except BaseException:
+                file.release()
+                raise
+        download, source = await deadline.bound(self._join(target, digest, background=background), f"{target}@{digest}")
+        return download, source is Source.JOINED
+
+    async def pass_on(self, target: Target, digest: Digest, deadline: Deadline) -> tuple[int, FlightBody]:
+        """The blob's length and bytes, past the disk unless somebody is storing it. The caller closes the body.
+
+        Raises as `get`.
+        """
+        body = self._downloads.anew(digest, target)
+        try:
+            return await deadline.bound(self._boarded(target, body.download, body, deadline), str(digest)), body
+        except BaseException:
+            await body.close()
+            raise
+
     # Parts of what is not held.
 
     async def _parts(self, target: Target, flight: _Flight, ranges: RangeSet, deadline: Deadline) -> BlobAnswer:
@@ -148,7 +188,7 @@ class BlobPuller:
             body = RangeBody(
                 digest,
                 target,
-                self._downloads.tools,
+                self._downloads.tools_for(target),
                 size=size,
                 parts=parts,
                 flight=flight.body,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import structlog
 
@@ -64,6 +65,16 @@ class Following:
     cursor: str
 
 
+class FarLists(Protocol):
+    """Other workers, which own upstreams."""
+
+    def away(self, target: Target) -> bool:
+        """Whether one of them is to be asked."""
+
+    async def hear(self, target: Target, name: ListName, ask: Ask) -> ListAnswer:
+        """What it says; by `ask` where it says nothing, and then it is not noted."""
+
+
 class Lists:
     """Holds lists for the shorter of their upstream's `tag_ttl` and 30 s; asks for each of them once at a time."""
 
@@ -74,8 +85,12 @@ class Lists:
         metrics: Metrics,
         timeouts: Timeouts,
         silence: Callable[[Target], str | None],
+        far: FarLists | None = None,
     ) -> None:
-        """`silence` says why nobody who holds a copy should wait for an upstream; None where it may answer."""
+        """`silence` says why nobody who holds a copy should wait for an upstream; None where it may answer. `far` asks
+        for lists at whoever owns their upstreams.
+        """
+        self._far = far
         self._cache = cache
         self._router = router
         self._metrics = metrics
@@ -104,13 +119,29 @@ class Lists:
         revalidates = overdue < settings.stale_while_revalidate
         at_once = "revalidating" if revalidates else self._silence(target)
         if at_once is not None:
-            self._questions.start((target, name), lambda: self._hear(target, name, ask))
+            self._start(target, name, ask)
             return self._gone_stale(target, name, record, at_once)
         try:
             sooner = min(deadline, Deadline.after(self._timeouts.stale_after))
             return await self._ask(target, name, sooner, ask)
         except UpstreamUnavailable as error:
             return self._gone_stale(target, name, record, error.reason)
+
+    async def learn(self, target: Target, name: ListName, ask: Ask) -> ListAnswer:
+        """The same for another worker, which has looked at what is stale by itself: fresh, or as the upstream says.
+
+        Where nobody who holds a copy should wait for the upstream, nobody waits: UpstreamUnavailable tells why.
+        """
+        record = await self._cache.list_of(target, name)
+        if record is not None:
+            overdue = self._cache.overdue(record.checked_at, self._cache.list_ttl(target))
+            if overdue < 0:
+                return _answer(record, Source.HIT)
+            silence = self._silence(target)
+            if silence is not None and overdue <= self._router.settings(target.upstream).stale_if_error:
+                self._start(target, name, ask)
+                raise UpstreamUnavailable(f"{target}: there is no answer to be had at the moment", reason=silence)
+        return await self._ask(target, name, Deadline.after(self._timeouts.first_byte), ask)
 
     def _gone_stale(self, target: Target, name: ListName, record: ListRecord, reason: str) -> ListAnswer:
         self._metrics.stale_served.labels(upstream=target.upstream.entry, reason=reason).inc()
@@ -119,12 +150,23 @@ class Lists:
 
     async def _ask(self, target: Target, name: ListName, deadline: Deadline, ask: Ask) -> ListAnswer:
         """Asks, or joins whoever does; that goes on when we stop waiting."""
-        answer, joined = await self._questions.ask(
-            (target, name), lambda: self._hear(target, name, ask), deadline, f"{name.kind} of {target}"
-        )
+        key, question = self._question(target, name, ask)
+        answer, joined = await self._questions.ask(key, question, deadline, f"{name.kind} of {target}")
         return replace(answer, source=Source.JOINED) if joined and answer.source is Source.MISS else answer
 
-    async def _hear(self, target: Target, name: ListName, ask: Ask) -> ListAnswer:
+    def _start(self, target: Target, name: ListName, ask: Ask) -> None:
+        self._questions.start(*self._question(target, name, ask))
+
+    def _question(
+        self, target: Target, name: ListName, ask: Ask
+    ) -> tuple[tuple[bool, Target, ListName], Callable[[], Awaitable[ListAnswer]]]:
+        far = self._far
+        if far is not None and far.away(target):
+            return (True, target, name), lambda: far.hear(target, name, ask)
+        return (False, target, name), lambda: self.hear(target, name, ask)
+
+    async def hear(self, target: Target, name: ListName, ask: Ask) -> ListAnswer:
+        """What the upstream says, by `ask`; it is noted."""
         # Whoever came while an earlier question was ending may find its answer.
         record = await self._cache.list_of(target, name)
         if record is not None and self._cache.overdue(record.checked_at, self._cache.list_ttl(target)) < 0:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -14,7 +15,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import UpstreamUnavailable
 from mirror.oci.reference import Reference, Tag
 from mirror.pull.answers import Lasting, ManifestAnswer, Source
-from mirror.pull.asking import ManifestAsker
+from mirror.pull.asking import Asker
 from mirror.pull.questions import Questions
 from mirror.pull.renewals import Renewals
 from mirror.routing import Router, Target
@@ -33,12 +34,13 @@ class ManifestPuller:
     def __init__(
         self,
         cache: Cache,
-        asker: ManifestAsker,
+        asker: Callable[[Target], Asker],
         renewals: Renewals,
         router: Router,
         metrics: Metrics,
         timeouts: Timeouts,
     ) -> None:
+        """`asker`: who asks a target's upstream."""
         self._cache = cache
         self._asker = asker
         self._renewals = renewals
@@ -84,15 +86,37 @@ class ManifestPuller:
         ours = await self._at_hand(target, answer.digest, head=head)
         return Lasting(now, until, watch) if ours is not None and ours[0] == answer else None
 
+    async def learn(self, target: Target, reference: Reference, *, head: bool) -> ManifestAnswer:
+        """The same for another worker, which has looked at what is stale by itself: fresh, or as the upstream says.
+
+        Where nobody who holds a copy should wait for the upstream, nobody waits: UpstreamUnavailable tells why.
+        """
+        deadline = Deadline.after(self._timeouts.first_byte)
+        if isinstance(reference, Digest):
+            answer = await self._by_digest(target, reference, deadline, head=head)
+        else:
+            answer = await self._learn_tag(target, reference, deadline, head=head)
+        if answer.content is not None:
+            self._cache.note_served(target, answer.digest)
+        return answer
+
+    async def renewed(self, target: Target, digest: Digest) -> bool:
+        """For another worker that has used a link of some age: whether it is young again, once we have asked."""
+        link = await self._cache.link(target, "manifest", digest)
+        return link is None or await self._renewals.renewed(
+            target, "manifest", digest, link, lambda: self._asker(target).renew(target, digest)
+        )
+
     # By digest.
 
     async def _by_digest(self, target: Target, digest: Digest, deadline: Deadline, *, head: bool) -> ManifestAnswer:
         if (ours := await self._at_hand(target, digest, head=head)) is not None:
             return self._hit(target, *ours)
         await self._cache.check_absence(target, digest, "manifest")
+        asker = self._asker(target)
         answer, joined = await self._questions.ask(
-            ("digest", target, digest, head),
-            lambda: self._asker.by_digest(target, digest, head=head),
+            (asker, "digest", target, digest, head),
+            lambda: asker.by_digest(target, digest, head=head),
             deadline,
             f"{target}@{digest}",
         )
@@ -114,38 +138,57 @@ class ManifestPuller:
 
     def _hit(self, target: Target, answer: ManifestAnswer, link: LinkRecord) -> ManifestAnswer:
         digest = answer.digest
-        self._renewals.used(target, "manifest", digest, link, lambda: self._asker.by_digest(target, digest, head=True))
+        self._renewals.used(target, "manifest", digest, link, lambda: self._asker(target).renew(target, digest))
         return answer
 
     # By tag.
 
     async def _by_tag(self, target: Target, tag: Tag, deadline: Deadline, *, head: bool) -> ManifestAnswer:
+        known = await self._known(target, tag, head=head)
+        if known is None:
+            return await self._ask(target, tag, None, deadline, head=head)
+        if known.fresh is not None:
+            return self._hit(target, *known.fresh)
+        if known.stale is None:
+            return await self._ask(target, tag, known.digest, deadline, head=head)
+        revalidates = known.overdue < self._router.settings(target.upstream).stale_while_revalidate
+        at_once = "revalidating" if known.at_hand and revalidates else self._asker(target).silence(target)
+        if at_once is not None:
+            self._start(target, tag, known.digest, head=head)
+            return self._gone_stale(target, tag, known.stale, at_once)
+        try:
+            sooner = min(deadline, Deadline.after(self._timeouts.stale_after))
+            return await self._ask(target, tag, known.digest, sooner, head=head)
+        except UpstreamUnavailable as error:
+            return self._gone_stale(target, tag, known.stale, error.reason)
+
+    async def _learn_tag(self, target: Target, tag: Tag, deadline: Deadline, *, head: bool) -> ManifestAnswer:
+        known = await self._known(target, tag, head=head)
+        if known is None:
+            return await self._ask(target, tag, None, deadline, head=head)
+        if known.fresh is not None:
+            return known.fresh[0]
+        silence = self._asker(target).silence(target) if known.stale is not None else None
+        if silence is not None:
+            self._start(target, tag, known.digest, head=head)
+            raise UpstreamUnavailable(f"{target}: there is no answer to be had at the moment", reason=silence)
+        return await self._ask(target, tag, known.digest, deadline, head=head)
+
+    async def _known(self, target: Target, tag: Tag, *, head: bool) -> _Known | None:
+        """What is held of a tag. Raises the upstream's 404 while that is young enough."""
         record = await self._cache.tag(target, tag)
         if record is None:
             await self._cache.check_absence(target, tag, "manifest")
-            return await self._ask(target, tag, None, deadline, head=head)
+            return None
         digest = Digest.parse(record.digest)
         overdue = self._cache.overdue(record.checked_at, self._cache.tag_ttl(target, tag))
         ours = await self._at_hand(target, digest, head=head)
         if ours is not None and overdue < 0:
-            return self._hit(target, *ours)
+            return _Known(digest, overdue, ours)
         # Without its bytes there is nothing that a HEAD could save.
-        known = digest if head or await self._cache.manifest(digest) is not None else None
+        asked_of = digest if head or await self._cache.manifest(digest) is not None else None
         stale = await self._stale(target, record, overdue, head=head)
-        if stale is None:
-            return await self._ask(target, tag, known, deadline, head=head)
-        if ours is not None and overdue < self._router.settings(target.upstream).stale_while_revalidate:
-            at_once: str | None = "revalidating"
-        else:
-            at_once = self._asker.silence(target)
-        if at_once is not None:
-            self._questions.start(_key(target, tag), lambda: self._asker.by_tag(target, tag, known, head=head))
-            return self._gone_stale(target, tag, stale, at_once)
-        try:
-            sooner = min(deadline, Deadline.after(self._timeouts.stale_after))
-            return await self._ask(target, tag, known, sooner, head=head)
-        except UpstreamUnavailable as error:
-            return self._gone_stale(target, tag, stale, error.reason)
+        return _Known(asked_of, overdue, stale=stale, at_hand=ours is not None)
 
     async def _stale(self, target: Target, record: TagRecord, overdue: float, *, head: bool) -> ManifestAnswer | None:
         """The copy for want of a better one: what the tag means, or what it meant before if that is all we have got.
@@ -171,10 +214,11 @@ class ManifestPuller:
         self, target: Target, tag: Tag, known: Digest | None, deadline: Deadline, *, head: bool
     ) -> ManifestAnswer:
         """Asks what the tag means, or joins whoever does; that goes on when we stop waiting."""
+        asker = self._asker(target)
         while True:
             answer, joined = await self._questions.ask(
-                _key(target, tag),
-                functools.partial(self._asker.by_tag, target, tag, known, head=head),
+                (asker, "tag", target, tag),
+                functools.partial(asker.by_tag, target, tag, known, head=head),
                 deadline,
                 f"{target}:{tag}",
             )
@@ -182,9 +226,23 @@ class ManifestPuller:
                 return _as_got(answer, joined=joined)
             known = None  # we joined somebody's HEAD, which has told all that a HEAD can
 
+    def _start(self, target: Target, tag: Tag, known: Digest | None, *, head: bool) -> None:
+        asker = self._asker(target)
+        self._questions.start((asker, "tag", target, tag), lambda: asker.by_tag(target, tag, known, head=head))
 
-def _key(target: Target, tag: Tag) -> tuple[str, Target, Tag]:
-    return "tag", target, tag
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is held of a tag: `fresh` or `stale` where that may be given, `digest` where a HEAD may tell that it stands.
+
+    `overdue` in seconds; `at_hand`: what the tag means may be given, however old that is.
+    """
+
+    digest: Digest | None
+    overdue: float
+    fresh: tuple[ManifestAnswer, LinkRecord] | None = None
+    stale: ManifestAnswer | None = None
+    at_hand: bool = False
 
 
 def _as_got(answer: ManifestAnswer, *, joined: bool) -> ManifestAnswer:

@@ -13,7 +13,7 @@ from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Tag
 from mirror.oci.referrers import fallback_tag, of_types, page_of, parse_index
 from mirror.pull.answers import Source
-from mirror.pull.lists import MOST_STRETCHES, Following, Gathered, Lists, gather
+from mirror.pull.lists import MOST_STRETCHES, Following, Gathered, ListAnswer, Lists, gather
 from mirror.pull.manifests import ManifestPuller
 from mirror.routing import Target
 from mirror.transport import Deadline
@@ -71,6 +71,10 @@ class ReferrersPuller:
                 break
             name, last = ListName("referrers", subject, answer.rest), None
         return ReferrersAnswer(descriptors, Following(None, answer.rest) if answer.rest else None, answer.source)
+
+    async def learn(self, target: Target, subject: Digest, name: ListName) -> ListAnswer:
+        """A stretch of the list for another worker, see Lists.learn."""
+        return await self._lists.learn(target, name, lambda query: self._hear(target, subject, query))
 
     async def _hear(self, target: Target, subject: Digest, query: str) -> Gathered:
         without = self._without.get(target)

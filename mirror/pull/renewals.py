@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -43,19 +44,38 @@ class Renewals:
         self, target: Target, kind: Kind, digest: Digest, link: LinkRecord, ask: Callable[[], Awaitable[object]]
     ) -> None:
         """Asks by `ask`, which notes what it hears, if the link is older than its upstream's `link_ttl`."""
+        self._start(target, kind, digest, link, ask)
+
+    async def renewed(
+        self, target: Target, kind: Kind, digest: Digest, link: LinkRecord, ask: Callable[[], Awaitable[object]]
+    ) -> bool:
+        """The same, for who waits for it: whether the link is young now."""
+        if not self._is_due(target, link):
+            return True
+        asking = self._start(target, kind, digest, link, ask)
+        return asking is not None and await asyncio.shield(asking)
+
+    def _is_due(self, target: Target, link: LinkRecord) -> bool:
         settings = self._router.settings(target.upstream)
-        if settings.offline or self._cache.overdue(link.checked_at, settings.link_ttl) < 0:
-            return
+        return not settings.offline and self._cache.overdue(link.checked_at, settings.link_ttl) >= 0
+
+    def _start(
+        self, target: Target, kind: Kind, digest: Digest, link: LinkRecord, ask: Callable[[], Awaitable[object]]
+    ) -> asyncio.Task[bool] | None:
+        if not self._is_due(target, link):
+            return None
         key = (target, kind, digest)
         rest = self._rests.get(key)
-        if rest is None or rest.expired:
-            self._asking.start(key, lambda: self._renew(key, ask))
+        if rest is not None and not rest.expired and not self._asking.running(key):
+            return None
+        return self._asking.start(key, lambda: self._renew(key, ask))
 
-    async def _renew(self, key: _Key, ask: Callable[[], Awaitable[object]]) -> None:
+    async def _renew(self, key: _Key, ask: Callable[[], Awaitable[object]]) -> bool:
         self._rests.set(key, Deadline.after(_REST_SECONDS))
         try:
             await ask()
         except MirrorError as error:
             _log.info("a link was not renewed", source=str(key[0]), digest=str(key[2]), reason=error.message)
-        else:
-            self._rests.pop(key)
+            return False
+        self._rests.pop(key)
+        return True

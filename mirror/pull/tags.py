@@ -13,7 +13,7 @@ from mirror.oci.errors import TagsUnknown, UpstreamUnavailable
 from mirror.oci.reference import is_tag
 from mirror.oci.tag_list import page_of
 from mirror.pull.answers import Source
-from mirror.pull.lists import MOST_STRETCHES, Following, Gathered, Lists, Page, gather, query_at
+from mirror.pull.lists import MOST_STRETCHES, Following, Gathered, ListAnswer, Lists, Page, gather, query_at
 from mirror.routing import Target
 from mirror.transport import Deadline
 from mirror.upstream import ListPage, Upstreams
@@ -63,6 +63,10 @@ class TagsPuller:
                 last = None  # a link of ours names a place in that stretch alone; otherwise it is the client's own
             name = await self._beyond(target, name, answer.rest, last)
         return TagsAnswer(tags, Following(None, answer.rest) if answer.rest else None, answer.source)
+
+    async def learn(self, target: Target, name: ListName) -> ListAnswer:
+        """A stretch of the list for another worker, see Lists.learn."""
+        return await self._lists.learn(target, name, lambda query: self._gather(target, query))
 
     async def _beyond(self, target: Target, name: ListName, rest: str, last: str | None) -> ListName:
         """Where to go on after a stretch without any tag after `last`."""

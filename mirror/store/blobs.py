@@ -242,6 +242,13 @@ class BlobStore:
             self._create_spool, digest, host, limit=self._patience, unwanted=self._throw_away
         )
 
+    async def open_spool(self, digest: Digest, name: str, inode: int) -> SharedFile | None:
+        """The file that another process writes, or has made the blob meanwhile; None where it is no longer there.
+
+        Raises StorageError.
+        """
+        return await self._opening.run(self._open_spool, digest, name, inode, limit=self._patience, unwanted=let_go)
+
     def has_leftover(self, digest: Digest, host: str) -> bool:
         """Whether an earlier process left a spool of this blob from the upstream `host`."""
         leftover = self.leftovers.get(digest)
@@ -409,12 +416,24 @@ class BlobStore:
         path = self.root / "spool" / spool_name(digest, host)
         fd = self.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._spools.add(path)
-        return Spool(digest, path, self._share(fd, 0))
+        return Spool(digest, path, self._share(fd, 0), self.files.inode(fd))
+
+    def _open_spool(self, digest: Digest, name: str, inode: int) -> SharedFile | None:
+        try:
+            fd = self.files.open(self.root / "spool" / Path(name).name, os.O_RDONLY)
+        except FileNotFoundError:
+            file = self._shelves.open(digest)
+        else:
+            file = self._share(fd, 0)
+        if file is not None and self.files.inode(file.fd) != inode:
+            self.files.close(file.fd)  # nobody holds it but us
+            return None
+        return file
 
     def _take_over(self, digest: Digest, path: Path) -> Spool:
         fd = self.files.open(path, os.O_RDWR)
         try:
-            spool = Spool(digest, path, self._share(fd, 0))
+            spool = Spool(digest, path, self._share(fd, 0), self.files.inode(fd))
             self._spools.add(path)
             spool.take_over()
         except BaseException:

@@ -95,6 +95,10 @@ class Files:
         """The length of an open file in bytes."""
         return os.fstat(fd).st_size
 
+    def inode(self, fd: int) -> int:
+        """The number of an open file, which no other file of the file system has while it is open."""
+        return os.fstat(fd).st_ino
+
     def stat(self, path: Path) -> os.stat_result:
         """The status of `path`."""
         return path.stat()

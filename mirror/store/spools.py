@@ -28,7 +28,9 @@ class Leftover:
 class Spool:
     """A file that grows, and the hash of what is in it. Its methods block; one call at a time writes."""
 
-    def __init__(self, digest: Digest, path: Path, file: SharedFile) -> None:
+    def __init__(self, digest: Digest, path: Path, file: SharedFile, inode: int = 0) -> None:
+        """`inode`: the file's number, for those who open it by its name."""
+        self.inode = inode
         self.digest = digest
         self.path = path
         self.file = file

@@ -16,6 +16,7 @@ class BlobStream:
     start: offset in the blob of the first byte that `chunks` gives
     size: bytes of the whole blob; None if the upstream did not say, or said it of encoded bytes
     partial: whether it is the range that was asked for (206); a whole body starts at 0
+    relayed: whether another worker of ours sends it, and has counted the bytes
     content_encoding: (lower case) is there in spite of our asking for none; None where the bytes are as they are
     """
 
@@ -24,6 +25,7 @@ class BlobStream:
         self.size = size
         self.partial = partial
         self.content_encoding = response.content_encoding
+        self.relayed = False
         self._response = response
         self._length = length
 

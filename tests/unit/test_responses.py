@@ -48,6 +48,7 @@ TABLE: list[tuple[MirrorError, int, str]] = [
     (errors.UpstreamTimeout("x"), 504, "UNAVAILABLE"),
     (errors.UpstreamCorrupt("x"), 502, "UNAVAILABLE"),
     (errors.UpstreamUnavailable("x"), 503, "UNAVAILABLE"),
+    (errors.Unprovable("x"), 503, "UNAVAILABLE"),
     (errors.StorageError("x"), 503, "UNKNOWN"),
 ]
 
