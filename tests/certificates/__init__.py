@@ -1,6 +1,6 @@
 """Certificates for mirrors that speak TLS, and for their clients; in files, so that tests need no other program.
 
-`ca.pem` is the authority of all of them, and its key is gone. `server.pem` and `renewed.pem` are for 127.0.0.1,
+`ca.pem` is the authority of all of them, and its key is gone. `server.pem` and `renewed.pem` are for 127.0.0.1, ::1,
 localhost and mirror.test, `client.pem` is a client's, all until 2126; `expired.pem` is for `server.key`, until 2021.
 `encrypted.key` is `server.key` with the passphrase `passphrase`. The keys protect nothing.
 """

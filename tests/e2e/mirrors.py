@@ -44,7 +44,7 @@ class MirrorProcess:
     def start(self, upstreams: Mapping[str, Mapping[str, str]], **settings: Any) -> None:
         """Starts it in front of these upstreams and returns when it accepts connections."""
         self._process = serve(self.configure(upstreams, **settings), self.log)
-        self._process.wait_until(lambda: listens(self._port))
+        self._process.wait_until(lambda: listens(self._admin_port))  # it listens there last
 
     @property
     def pid(self) -> int:

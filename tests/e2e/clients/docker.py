@@ -14,14 +14,27 @@ from tests.e2e.programs import environment, need, run
 from tests.e2e.trixie import inside, need_trixie
 
 _WITH_HOSTS = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
+_WITH_CERTIFICATES = 'mkdir -p /etc/docker && mount --bind "$1" /etc/docker && shift && exec "$@"'
 
 
 class Docker:
-    """dockerd with `registry-mirrors`, and docker. Images lie in the graph store, on vfs or overlay2."""
+    """dockerd with `registry-mirrors`, and docker. Images lie in the graph store, on vfs or overlay2.
 
-    def __init__(self, home: Path, mirror: str, *, driver: str = "vfs", hub: Hub | None = None) -> None:
+    With `etc`, its directory in the place of /etc/docker, it uses the mirror over TLS.
+    """
+
+    def __init__(
+        self, home: Path, mirror: str, *, driver: str = "vfs", hub: Hub | None = None, etc: Path | None = None
+    ) -> None:
         need("dockerd", "docker", "containerd", "runc", "iptables", root=True)
-        self._start(home, mirror, example="docker/daemon.json", driver=driver, enter=list, hub=hub)
+        if etc is None:
+            self._start(home, mirror, example="docker/daemon.json", driver=driver, enter=list, hub=hub)
+            return
+
+        def enter(argv: Sequence[str | Path]) -> list[str | Path]:
+            return _alone(_WITH_CERTIFICATES, etc, argv)
+
+        self._start(home, mirror, example="docker/daemon-tls.json", driver=driver, enter=enter, hub=hub)
 
     def _start(
         self,
@@ -55,18 +68,7 @@ class Docker:
         )  # fmt: skip
         env = environment(home)
         if hub is not None:
-            command = [
-                "unshare",
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                _WITH_HOSTS,
-                "sh",
-                hub.hosts,
-                *command,
-            ]
+            command = _alone(_WITH_HOSTS, hub.hosts, command)
             env["SSL_CERT_FILE"] = str(hub.certificate)
         self._daemon = Process(command, log=self.log, env=env)
         self._daemon.wait_until(lambda: is_socket(socket))
@@ -111,3 +113,8 @@ class DockerOnContainerd(Docker):
             enter=lambda argv: inside(*argv, visible=home),
             hub=hub,
         )
+
+
+def _alone(script: str, mounted: Path, argv: Sequence[str | Path]) -> list[str | Path]:
+    """The command that has mounts of its own: `script` mounts what it is given first, then becomes the rest."""
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", mounted, *argv]
