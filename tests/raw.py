@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import struct
 from dataclasses import dataclass
 from typing import Any, Self
 
 from multidict import CIMultiDict
+
+from tests.certificates import client_tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +117,56 @@ class RawClient:
         data = await asyncio.get_running_loop().sock_recv(self.socket, 1 << 20)
         self._unread += data
         return bool(data)
+
+
+class SecuredClient(RawClient):
+    """The same over TLS. `told` is whether we were told that nothing more comes (close_notify)."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        super().__init__(connected)
+        self.told = False
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = client_tls().wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+
+    @classmethod
+    async def connect(cls, port: int, receive_buffer: int | None = None) -> Self:
+        """Connects to a port on loopback, and gets through the handshake."""
+        client = await super().connect(port, receive_buffer)
+        while True:
+            try:
+                client._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await client._flush()
+                if not await client._hear():
+                    raise EOFError("in the handshake") from None
+            else:
+                await client._flush()
+                return client
+
+    async def send(self, data: bytes) -> None:
+        """Sends these bytes."""
+        self._tls.write(data)
+        await self._flush()
+
+    async def _flush(self) -> None:
+        if self._outgoing.pending:
+            await super().send(self._outgoing.read())
+
+    async def _hear(self) -> bool:
+        await asyncio.sleep(0)
+        data = await asyncio.get_running_loop().sock_recv(self.socket, 1 << 20)
+        self._incoming.write(data) if data else self._incoming.write_eof()
+        return bool(data)
+
+    async def _receive(self) -> bool:
+        while True:
+            try:
+                data = self._tls.read(1 << 20)
+            except ssl.SSLWantReadError:
+                await self._hear()
+            except ssl.SSLEOFError:
+                return False
+            else:
+                self._unread += data
+                self.told = not data
+                return bool(data)

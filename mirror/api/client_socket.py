@@ -16,7 +16,8 @@ from aiohttp import web
 
 from mirror.api.connections import ClientGone, flushed
 from mirror.api.exchange import Exchange
-from mirror.api.transfers import FileTransfer, Transfers
+from mirror.api.secured import SecuredTransport
+from mirror.api.transfers import FileTransfer, PlainTransfer, SecuredTransfer, Transfers
 from mirror.oci.errors import StorageError
 from mirror.store.files import SharedFile
 
@@ -44,12 +45,6 @@ class ClientSocket:
         self._duplicate: int | None = None
         self._transfer: asyncio.Future[int] | None = None
 
-    @property
-    def is_secured(self) -> bool:
-        """Whether bytes have to be encrypted on their way to it."""
-        transport = self._request.transport
-        return transport is not None and transport.get_extra_info("sslcontext") is not None
-
     async def send_file(self, file: SharedFile, offset: int, count: int, *, cold: bool = True) -> int:
         """Sends some of `count` bytes, as the client takes them; returns how many.
 
@@ -57,9 +52,13 @@ class ClientSocket:
         the first are such, ClientGone, and FileFailed where the file is to blame; StorageError where that shows only
         after `patience` seconds: the thread is still at it then, and the socket is lost to it.
         """
-        transfer = FileTransfer(await self._open(), file, offset, count, cold=cold)
+        duplicate = await self._open()
+        transport = self._request.transport
         try:
-            return await self._done(transfer, file)
+            if isinstance(transport, SecuredTransport):
+                transfer: FileTransfer = SecuredTransfer(transport.seal, duplicate, file, offset, count, cold=cold)
+                return await self._done(transfer, file, transport)
+            return await self._done(PlainTransfer(duplicate, file, offset, count, cold=cold), file)
         except OSError as error:
             if error.errno in _CLIENT_ERRORS:
                 raise ClientGone(error.errno, "the client closed the connection") from error
@@ -86,13 +85,17 @@ class ClientSocket:
                 raise StorageError(f"the socket cannot be duplicated: {error.strerror}") from error
         return self._duplicate
 
-    async def _done(self, transfer: FileTransfer, file: SharedFile) -> int:
+    async def _done(self, transfer: FileTransfer, file: SharedFile, lender: SecuredTransport | None = None) -> int:
         future = self._transfers.begin(transfer)
         held = file.hold()
+        if lender is not None:
+            lender.lend()
         self._transfer = self._exchange.step = future
 
         def ended(_: asyncio.Future[int]) -> None:
             held.release()
+            if lender is not None:
+                lender.take_back()
             self._exchange.sent += transfer.sent  # counted even where the request is gone
             future.exception()  # heard
 

@@ -8,6 +8,7 @@ or the writer waits; and each direction can end by itself.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,8 @@ _UNCOUNTED = 256
 _PLAIN_TEXT = "this port speaks TLS: use https://"
 _PLAIN = refusal(400, "UNSUPPORTED", _PLAIN_TEXT)
 _READ = 256 << 10
+_SLICE = 64 << 10
+"""Bytes that are encrypted at a time. The library's buffer keeps the size that it once had, for each connection."""
 _LINGER_SECONDS = 2.0
 """For a client to read why it is not let in."""
 _log = structlog.get_logger()
@@ -73,6 +76,9 @@ class SecuredTransport(asyncio.Transport, asyncio.Protocol):
         self._said_all = False
         self._waits = False
         """Whether the kernel takes no more for now."""
+        self._lent = False
+        self._unread = bytearray()
+        """What has come since it was."""
 
     # From the TCP connection.
 
@@ -92,6 +98,11 @@ class SecuredTransport(asyncio.Transport, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._failed or self._said_all:
+            return
+        if self._lent:
+            self._unread += data
+            if len(self._unread) >= _READ:
+                self._tcp.pause_reading()
             return
         if self._tls is None:
             if data[0] != _HELLO:
@@ -186,7 +197,9 @@ class SecuredTransport(asyncio.Transport, asyncio.Protocol):
     def _read(self) -> None:
         """Gives what has come to the protocol."""
         assert self._tls is not None
-        while self._reads and not self._heard_all and not self._tcp.is_closing():
+        if self._lent:
+            return
+        while self._reads and not (self._heard_all or self._said_all or self._tcp.is_closing()):
             try:
                 data = self._tls.read(_READ)
             except ssl.SSLWantReadError:
@@ -212,28 +225,62 @@ class SecuredTransport(asyncio.Transport, asyncio.Protocol):
         if self._outgoing.pending:
             self._tcp.write(self._outgoing.read())
 
+    def _encrypt(self, data: bytes | bytearray | memoryview) -> bytes:
+        assert self._tls is not None
+        sealed, left = [], memoryview(data)
+        while left:
+            left = left[self._tls.write(left[:_SLICE]) :]
+            sealed.append(self._outgoing.read())
+        return b"".join(sealed)
+
     def _say_end(self) -> None:
         """The library's `unwrap` says that nothing more comes, and wants to hear the same."""
         if self._said_all or self._tls is None:
             return
         self._said_all = True
+        if self._lent:
+            return  # and a client who has not got everything does not hear that it has
         try:
             self._tls.unwrap()
         except ssl.SSLError:
             pass  # its own part is said by then
         self._flush()
 
+    # A thread that encrypts. OpenSSL allows for one at a time to work on a connection.
+
+    def lend(self) -> None:
+        """Leaves the connection to a thread that writes to the socket what `seal` gives it.
+
+        Until it is taken back nothing is read and nothing else may be written; that the client leaves is noticed.
+        """
+        assert not self._lent, "lent twice"
+        self._lent = True
+
+    def seal(self, data: bytes) -> bytes:
+        """Encrypts, in that thread. Raises ConnectionError where that is not possible any more."""
+        try:
+            return self._encrypt(data)
+        except ssl.SSLError as error:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "TLS has ended") from error
+
+    def take_back(self) -> None:
+        """Goes on as before."""
+        self._lent = False
+        unread, self._unread = bytes(self._unread), bytearray()
+        if self._tcp.is_closing():
+            return
+        if len(unread) >= _READ and self._reads:
+            self._tcp.resume_reading()
+        if unread:
+            self.data_received(unread)
+
     # To the protocol that serves.
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypts and sends; what the kernel does not take makes the writer wait."""
-        assert self._tls is not None
-        if self._said_all or self._tcp.is_closing():
+        if self._said_all or self._lent or self._tcp.is_closing():
             return
-        left = memoryview(data)
-        while left:
-            left = left[self._tls.write(left) :]
-        self._flush()
+        self._tcp.write(self._encrypt(data))
 
     def can_write_eof(self) -> bool:
         """As without TLS."""

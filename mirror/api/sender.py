@@ -9,7 +9,6 @@ the answer that waits for it can go on from elsewhere.
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Iterable
 
 from aiohttp import web
@@ -105,8 +104,6 @@ class Sender:
         if isinstance(piece, BytesPiece):
             return await _bytes(response, memoryview(piece.data)[:limit], exchange)
         try:
-            if client.is_secured:
-                return await self._through_transport(response, piece, min(limit, piece.count, PART), exchange)
             return await self._file(client, piece, min(limit, piece.count))
         except FileFailed as error:
             body.storage_failed(error.cause)
@@ -127,29 +124,11 @@ class Sender:
             self._trouble.note("blobs", error)
             raise
 
-    async def _through_transport(
-        self, response: web.StreamResponse, piece: FilePiece, count: int, exchange: Exchange
-    ) -> int:
-        """Over TLS the bytes have to come through here. Raises FileFailed."""
-        try:
-            data = await self._read(piece, count)
-        except StorageError as error:
-            self._trouble.note("blobs", error)
-            raise
-        if not data:
-            raise FileFailed(OSError(errno.EIO, "the file is shorter than it was"))
-        return await _bytes(response, memoryview(data), exchange)
-
     async def _load(self, piece: FilePiece, count: int) -> None:
         """Has bytes read into the page cache. Raises FileFailed."""
-        await self._read(piece, count)
-
-    async def _read(self, piece: FilePiece, count: int) -> bytes:
         file = piece.file
         try:
-            return await self._loading.run(
-                file.files.read, file.fd, count, piece.offset, limit=self._patience, holding=file
-            )
+            await self._loading.run(file.files.read, file.fd, count, piece.offset, limit=self._patience, holding=file)
         except StorageError as error:
             if not isinstance(error.__cause__, OSError):
                 raise

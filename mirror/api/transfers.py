@@ -13,6 +13,8 @@ import select
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from mirror.store.files import SharedFile
 
@@ -20,6 +22,10 @@ PART = 1 << 20
 """Bytes that one call sends at most, and of which both ends are looked up in the page cache before."""
 _TURN = 8 << 20
 """Bytes after which a transfer lets those go first whose sockets have room as well."""
+SEALED = 512 << 10
+"""Bytes that are encrypted at a time: few enough for many clients, and for the processor to have them at hand."""
+_SHORTER = "the file is shorter than it was"
+Seal = Callable[[bytes], bytes]
 _READY = select.EPOLLOUT | select.EPOLLONESHOT
 """One thread at a time works on a transfer."""
 
@@ -28,7 +34,7 @@ class Cold(Exception):
     """The bytes are not in the page cache."""
 
 
-class FileTransfer:
+class FileTransfer(ABC):
     """`count` bytes of `file` from `offset`, to be sent to the socket `out` (a descriptor that does not block).
 
     With `cold` it looks out for bytes that are not in the page cache, and ends before those.
@@ -44,7 +50,7 @@ class FileTransfer:
         self._called_at: float | None = None
 
     def stuck_for(self) -> float:
-        """Seconds that the call has taken which it is in; for the loop to ask."""
+        """Seconds that the turn has taken which it is in; for the loop to ask."""
         called_at = self._called_at
         return 0.0 if called_at is None else time.monotonic() - called_at
 
@@ -57,7 +63,7 @@ class FileTransfer:
         turn = min(self._count, self.sent + _TURN)
         try:
             while self.sent < turn:
-                self.sent += self._part(min(self._count - self.sent, PART))
+                self.sent += self._send()
         except BlockingIOError:
             return True
         except (OSError, Cold):
@@ -68,15 +74,6 @@ class FileTransfer:
             self._called_at = None
         return self.sent < self._count
 
-    def _part(self, count: int) -> int:
-        files, fd, offset = self._file.files, self._file.fd, self._offset + self.sent
-        if self._cold and not files.resident(fd, offset, count):
-            raise Cold
-        moved = files.sendfile(self.out, fd, offset, count)
-        if not moved:
-            raise OSError(errno.EIO, "the file is shorter than it was")
-        return moved
-
     def break_off(self) -> None:
         """Has it end at its next call, by shutting the connection down."""
         client = socket.socket(fileno=self.out)
@@ -86,6 +83,50 @@ class FileTransfer:
             pass  # the client was faster
         finally:
             client.detach()
+
+    @abstractmethod
+    def _send(self) -> int:
+        """Sends some of what is left and returns how much. Raises BlockingIOError, OSError, Cold."""
+
+    def _check(self, offset: int, count: int) -> None:
+        if self._cold and not self._file.files.resident(self._file.fd, offset, count):
+            raise Cold
+
+
+class PlainTransfer(FileTransfer):
+    """To a client who gets the bytes as they are: the kernel takes them from the file."""
+
+    def _send(self) -> int:
+        offset, count = self._offset + self.sent, min(self._count - self.sent, PART)
+        self._check(offset, count)
+        moved = self._file.files.sendfile(self.out, self._file.fd, offset, count)
+        if not moved:
+            raise OSError(errno.EIO, _SHORTER)
+        return moved
+
+
+class SecuredTransfer(FileTransfer):
+    """To a client who gets the bytes as `seal` makes them, which nobody else may call meanwhile."""
+
+    def __init__(self, seal: Seal, out: int, file: SharedFile, offset: int, count: int, *, cold: bool) -> None:
+        super().__init__(out, file, offset, count, cold=cold)
+        self._seal = seal
+        self._sealed = memoryview(b"")
+        """What has still to go out; until it has, nothing else may."""
+        self._plain = 0
+        """Bytes of the file that it stands for."""
+
+    def _send(self) -> int:
+        if not self._sealed:
+            offset, count = self._offset + self.sent, min(self._count - self.sent, SEALED)
+            self._check(offset, count)
+            data = self._file.files.read(self._file.fd, count, offset)
+            if not data:
+                raise OSError(errno.EIO, _SHORTER)
+            self._sealed, self._plain = memoryview(self._seal(data)), len(data)
+        while self._sealed:
+            self._sealed = self._sealed[os.write(self.out, self._sealed) :]
+        return self._plain
 
 
 class Transfers:

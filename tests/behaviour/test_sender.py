@@ -8,24 +8,47 @@ import os
 import random
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mirror.config import Timeouts
 from mirror.oci.digest import Digest
 from mirror.store.files import Files
+from tests.certificates import SERVER
 from tests.conftest import StartMirror
 from tests.faulty import FullDisk
 from tests.harness import RunningMirror
 from tests.lines import Lines, lines
-from tests.raw import RawClient
+from tests.raw import RawClient, SecuredClient
 from tests.upstream import Blob, FakeRegistry, flip, stall_at
 
 __all__ = ["lines"]
 
 SMALL = 4096
 """A receive buffer so small that a client who does not read is noticed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """How clients come, and what the mirror needs for that."""
+
+    client: type[RawClient]
+    settings: dict[str, Any]
+
+
+@pytest.fixture(params=["plain", "TLS"])
+def wire(request: pytest.FixtureRequest) -> Wire:
+    """Once as it is, once encrypted."""
+    return Wire(SecuredClient, {"tls": SERVER}) if request.param == "TLS" else Wire(RawClient, {})
+
+
+@pytest.fixture
+async def mirror(start_mirror: StartMirror, wire: Wire) -> RunningMirror:
+    """A mirror with short time limits."""
+    return await start_mirror(**wire.settings)
 
 
 def descriptors() -> int:
@@ -66,24 +89,28 @@ async def outcome(mirror: RunningMirror, limit: float = 8.0) -> None:
 class SlowDisk(Files):
     """10 ms for each step of 16 KiB."""
 
+    def read(self, fd: int, count: int, offset: int) -> bytes:
+        time.sleep(0.01)
+        return super().read(fd, min(count, 16 << 10), offset)
+
     def sendfile(self, out: int, fd: int, offset: int, count: int) -> int:
         time.sleep(0.01)
         return super().sendfile(out, fd, offset, min(count, 16 << 10))
 
 
 async def test_who_leaves_hurts_nobody_who_stays(
-    lines: Lines, start_mirror: StartMirror, upstream: FakeRegistry
+    lines: Lines, start_mirror: StartMirror, upstream: FakeRegistry, wire: Wire
 ) -> None:
     """50 clients reset their connections in the middle of a step of a slow disk while 50 others, whose descriptors take
     the numbers of theirs, go on: each of those gets its own bytes, all of them, and nobody's descriptors stay open.
     """
-    mirror = await start_mirror(files=SlowDisk())
-    blobs = [await hold(mirror, upstream, size) for size in (100_000, 150_000, 200_000, 250_000)]
+    mirror = await start_mirror(files=SlowDisk(), **wire.settings)
+    blobs = [await hold(mirror, upstream, size) for size in (400_000, 450_000, 500_000, 550_000)]
     before = descriptors()
     chance = random.Random(1)
 
     async def leave(number: int) -> None:
-        async with await RawClient.connect(mirror.app.port) as client:
+        async with await wire.client.connect(mirror.app.port) as client:
             await asyncio.sleep(chance.random() * 0.6)
             await client.ask(f"/v2/demo/blobs/{blobs[number % 4].digest}")
             await client.head()
@@ -93,7 +120,7 @@ async def test_who_leaves_hurts_nobody_who_stays(
     async def stay(number: int) -> None:
         await asyncio.sleep(chance.random() * 0.8)
         blob = blobs[(number + 1) % 4]
-        async with await RawClient.connect(mirror.app.port) as client:
+        async with await wire.client.connect(mirror.app.port) as client:
             await client.ask(f"/v2/demo/blobs/{blob.digest}")
             head, body = await client.answer()
             assert (head.status, body) == (200, blob.content)
@@ -155,28 +182,41 @@ class FailingDisk(Files):
         self._failure = failure
 
     def sendfile(self, out: int, fd: int, offset: int, count: int) -> int:
+        count = self._allowed(count)
+        moved = super().sendfile(out, fd, offset, count) if count else 0
+        self._took(moved)
+        return moved
+
+    def read(self, fd: int, count: int, offset: int) -> bytes:
+        data = super().read(fd, self._allowed(count), offset)
+        self._took(len(data))
+        return data
+
+    def _allowed(self, count: int) -> int:
         if self.good is None:
-            return super().sendfile(out, fd, offset, count)
+            return count
         if self.good == 0:
             self.good = None
             if self._failure is not None:
                 raise self._failure
             return 0
-        moved = super().sendfile(out, fd, offset, min(count, self.good, 10_000))
-        self.good -= moved
-        return moved
+        return min(count, self.good, 10_000)
+
+    def _took(self, count: int) -> None:
+        if self.good is not None:
+            self.good -= count
 
 
 @pytest.mark.parametrize("good", [0, 25_000])
 @pytest.mark.parametrize("failure", [OSError(errno.EIO, "planted"), None], ids=["EIO", "shorter than it was"])
 async def test_a_failing_file_costs_no_byte(
-    start_mirror: StartMirror, upstream: FakeRegistry, failure: OSError | None, good: int
+    start_mirror: StartMirror, upstream: FakeRegistry, wire: Wire, failure: OSError | None, good: int
 ) -> None:
     """A held blob turns out unreadable, or cut off, while it is being sent: the answer goes on from the upstream at the
     very byte that it had reached.
     """
     files = FailingDisk(failure)
-    mirror = await start_mirror(files=files, timeouts=Timeouts())
+    mirror = await start_mirror(files=files, timeouts=Timeouts(), **wire.settings)
     blob = await hold(mirror, upstream, 300_000)
     files.good = good
 
@@ -197,6 +237,10 @@ class Gate(Files):
     def sendfile(self, out: int, fd: int, offset: int, count: int) -> int:
         assert self.opened.wait(10)
         return super().sendfile(out, fd, offset, count)
+
+    def read(self, fd: int, count: int, offset: int) -> bytes:
+        assert self.opened.wait(10)
+        return super().read(fd, count, offset)
 
 
 class ColdDisk(Files):
@@ -258,15 +302,15 @@ async def test_a_disk_that_hangs_costs_no_byte(start_mirror: StartMirror, upstre
     assert (await mirror.blob("demo", cold.digest)).cache == "hit"  # slow bytes are as right as others
 
 
-async def test_a_step_that_hangs_is_given_up(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+async def test_a_step_that_hangs_is_given_up(start_mirror: StartMirror, upstream: FakeRegistry, wire: Wire) -> None:
     """Bytes that seemed to be in memory and were not: the socket is lost to them, so the answer ends, short."""
     files = Gate()
-    mirror = await start_mirror(files=files, wiring={"patience": 0.2})
+    mirror = await start_mirror(files=files, **wire.settings, wiring={"patience": 0.2})
     blob = await hold(mirror, upstream, 200_000)
     before = descriptors()
     files.opened.clear()
 
-    async with await RawClient.connect(mirror.app.port) as client:
+    async with await wire.client.connect(mirror.app.port) as client:
         await client.ask(f"/v2/demo/blobs/{blob.digest}")
         head = await client.head()
         assert await client.rest() == b""
@@ -279,7 +323,7 @@ async def test_a_step_that_hangs_is_given_up(start_mirror: StartMirror, upstream
 
 
 async def test_no_descriptor_to_spare_ends_the_answer(
-    lines: Lines, mirror: RunningMirror, upstream: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+    lines: Lines, mirror: RunningMirror, upstream: FakeRegistry, monkeypatch: pytest.MonkeyPatch, wire: Wire
 ) -> None:
     """A process out of descriptors cuts the answer short, says so in one line, and recovers."""
 
@@ -289,7 +333,7 @@ async def test_no_descriptor_to_spare_ends_the_answer(
     blob = await hold(mirror, upstream, 200_000)
     with monkeypatch.context() as patch:
         patch.setattr(os, "dup", dup)
-        async with await RawClient.connect(mirror.app.port) as client:
+        async with await wire.client.connect(mirror.app.port) as client:
             await client.ask(f"/v2/demo/blobs/{blob.digest}")
             assert (await client.head()).length == 200_000
             assert await client.rest() == b""
@@ -304,14 +348,16 @@ async def test_no_descriptor_to_spare_ends_the_answer(
 # In time.
 
 
-async def test_the_headers_of_a_held_blob_wait_for_no_disk(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+async def test_the_headers_of_a_held_blob_wait_for_no_disk(
+    start_mirror: StartMirror, upstream: FakeRegistry, wire: Wire
+) -> None:
     """A client that waits for headers hears at once that they are there; other requests do not wait either."""
     files = Gate()
-    mirror = await start_mirror(files=files)
+    mirror = await start_mirror(files=files, **wire.settings)
     blob = await hold(mirror, upstream, 200_000)
     files.opened.clear()
 
-    async with await RawClient.connect(mirror.app.port) as client:
+    async with await wire.client.connect(mirror.app.port) as client:
         await client.ask(f"/v2/demo/blobs/{blob.digest}")
         head = await client.head()
         other = await mirror.blob("demo", blob.digest, method="HEAD")
@@ -322,15 +368,15 @@ async def test_the_headers_of_a_held_blob_wait_for_no_disk(start_mirror: StartMi
 
 
 async def test_who_leaves_while_the_disk_sleeps_is_let_go(
-    lines: Lines, start_mirror: StartMirror, upstream: FakeRegistry
+    lines: Lines, start_mirror: StartMirror, upstream: FakeRegistry, wire: Wire
 ) -> None:
     """The request ends at once; its descriptors only when the disk has answered."""
     files = Gate()
-    mirror = await start_mirror(files=files)
+    mirror = await start_mirror(files=files, **wire.settings)
     blob = await hold(mirror, upstream, 200_000)
     before = descriptors()
     files.opened.clear()
-    client = await RawClient.connect(mirror.app.port)
+    client = await wire.client.connect(mirror.app.port)
     await client.ask(f"/v2/demo/blobs/{blob.digest}")
     await client.head()
 
@@ -409,13 +455,13 @@ async def test_patience_may_last_for_years(start_mirror: StartMirror, upstream: 
 
 
 async def test_a_failure_after_the_headers_is_a_fin(
-    lines: Lines, mirror: RunningMirror, upstream: FakeRegistry
+    lines: Lines, mirror: RunningMirror, upstream: FakeRegistry, wire: Wire
 ) -> None:
     """Wrong bytes: short of Content-Length, no reset, right as far as they were right."""
     blob = upstream.put_blob("library/demo", 300_000)
     upstream.fault(blob, flip(250_000))
 
-    async with await RawClient.connect(mirror.app.port) as client:
+    async with await wire.client.connect(mirror.app.port) as client:
         await client.ask(f"/v2/demo/blobs/{blob.digest}")
         head = await client.head()
         body = await client.rest()
@@ -430,7 +476,9 @@ async def test_a_failure_after_the_headers_is_a_fin(
     assert not any("exception" in line for line in lines.all())
 
 
-async def test_what_is_pipelined_behind_a_failure_makes_no_reset(mirror: RunningMirror, upstream: FakeRegistry) -> None:
+async def test_what_is_pipelined_behind_a_failure_makes_no_reset(
+    mirror: RunningMirror, upstream: FakeRegistry, wire: Wire
+) -> None:
     """A close over unread bytes would be a reset, after which containerd gives up, and what a slow client had still to
     take would be lost. None of it is answered either.
     """
@@ -440,7 +488,7 @@ async def test_what_is_pipelined_behind_a_failure_makes_no_reset(mirror: Running
     push = b"POST /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" + b"x" * 3_000_000
 
     async def cut_while_sending(behind: bytes) -> None:
-        async with await RawClient.connect(mirror.app.port, SMALL) as client:
+        async with await wire.client.connect(mirror.app.port, SMALL) as client:
             await client.ask(f"/v2/demo/blobs/{blob.digest}")
             await client.send(behind)
             head = await client.head()
@@ -456,13 +504,13 @@ async def test_what_is_pipelined_behind_a_failure_makes_no_reset(mirror: Running
 
 
 async def test_who_closes_after_the_last_byte_has_not_left(
-    lines: Lines, mirror: RunningMirror, upstream: FakeRegistry
+    lines: Lines, mirror: RunningMirror, upstream: FakeRegistry, wire: Wire
 ) -> None:
     """curl and its like close at once: that is a whole answer, with all of its bytes counted."""
     blob = await hold(mirror, upstream, 50_000)
 
     async def fetch() -> None:
-        async with await RawClient.connect(mirror.app.port) as client:
+        async with await wire.client.connect(mirror.app.port) as client:
             await client.ask(f"/v2/demo/blobs/{blob.digest}")
             assert (await client.answer())[1] == blob.content
 
@@ -477,12 +525,12 @@ async def test_who_closes_after_the_last_byte_has_not_left(
 
 
 async def test_who_leaves_is_counted_once_with_what_it_got(
-    lines: Lines, mirror: RunningMirror, upstream: FakeRegistry
+    lines: Lines, mirror: RunningMirror, upstream: FakeRegistry, wire: Wire
 ) -> None:
     """One line with 499 and the bytes that went out; one count; nothing that looks like trouble."""
     blob = await hold(mirror, upstream, 32 << 20)
 
-    async with await RawClient.connect(mirror.app.port, 256 << 10) as client:
+    async with await wire.client.connect(mirror.app.port, 256 << 10) as client:
         await client.ask(f"/v2/demo/blobs/{blob.digest}")
         await client.head()
         await client.read(20 << 20)
@@ -498,12 +546,12 @@ async def test_who_leaves_is_counted_once_with_what_it_got(
 
 
 async def test_who_leaves_before_the_answer_is_counted_too(
-    lines: Lines, mirror: RunningMirror, upstream: FakeRegistry
+    lines: Lines, mirror: RunningMirror, upstream: FakeRegistry, wire: Wire
 ) -> None:
     """While the upstream thinks; what it says then is for the next one."""
     image = upstream.add_image("library/demo", "1")
     rule = upstream.fault(image, stall_at(0))
-    async with await RawClient.connect(mirror.app.port) as client:
+    async with await wire.client.connect(mirror.app.port) as client:
         await client.ask("/v2/demo/manifests/1")
         await rule.reached.wait()
     await outcome(mirror)
@@ -517,14 +565,14 @@ async def test_who_leaves_before_the_answer_is_counted_too(
 
 @pytest.mark.parametrize("end", ["FIN", "half", "RST"])
 async def test_every_way_of_leaving_is_clean(
-    lines: Lines, mirror: RunningMirror, upstream: FakeRegistry, end: str
+    lines: Lines, mirror: RunningMirror, upstream: FakeRegistry, end: str, wire: Wire
 ) -> None:
     """Closed, reset, or closed in one direction only (which we take for leaving): nothing stays, nothing is logged."""
     blob = await hold(mirror, upstream, 16 << 20)
     before = descriptors()
 
     for _ in range(10):
-        client = await RawClient.connect(mirror.app.port, SMALL)
+        client = await wire.client.connect(mirror.app.port, SMALL)
         await client.ask(f"/v2/demo/blobs/{blob.digest}")
         await client.head()
         if end == "half":
@@ -540,14 +588,34 @@ async def test_every_way_of_leaving_is_clean(
     assert lines.troubles() == []
 
 
-async def test_who_is_served_while_we_drain_is_told_to_go(mirror: RunningMirror, upstream: FakeRegistry) -> None:
+async def test_who_is_served_while_we_drain_is_told_to_go(
+    mirror: RunningMirror, upstream: FakeRegistry, wire: Wire
+) -> None:
     """Connection: close on everything, and then a FIN after the last byte."""
     blob = await hold(mirror, upstream, 300_000)
     mirror.app.traffic.draining = True
 
     for path, content in (("/v2/", b"{}"), (f"/v2/demo/blobs/{blob.digest}", blob.content), ("/nothing", None)):
-        async with await RawClient.connect(mirror.app.port) as client:
+        async with await wire.client.connect(mirror.app.port) as client:
             await client.ask(path)
             head = await client.head()
             assert head.headers["Connection"] == "close"
             assert await client.rest() == content or content is None
+
+
+async def test_what_is_asked_behind_a_blob_is_answered_behind_it(
+    mirror: RunningMirror, upstream: FakeRegistry, wire: Wire
+) -> None:
+    """Pipelined requests wait, however many bytes they are, until the blob before them has gone out."""
+    blob = await hold(mirror, upstream, 12 << 20)
+    request = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Padding: %s\r\n\r\n" % (b"x" * 30_000)
+
+    async with await wire.client.connect(mirror.app.port) as client:
+        await client.ask(f"/v2/demo/blobs/{blob.digest}")
+        await client.head()
+        sending = asyncio.create_task(client.send(request * 40))
+        first = await client.read(1 << 20)
+        assert first + await client.read(blob.size - len(first)) == blob.content
+        for _ in range(40):
+            assert (await client.answer())[1] == b"{}"
+        await sending

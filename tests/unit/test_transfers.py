@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.api.transfers import Cold, FileTransfer, Transfers
+from mirror.api.transfers import SEALED, Cold, FileTransfer, PlainTransfer, SecuredTransfer, Transfers
 from mirror.store.files import Files, SharedFile
 
 SIZE = 10_000_000
@@ -78,7 +78,7 @@ def share(path: Path, content: bytes, stack: ExitStack, files: Files | None = No
 
 def transfer(pair: Pair, file: SharedFile, *, cold: bool = True) -> FileTransfer:
     """All of the file to the pair's client."""
-    return FileTransfer(pair.ours.fileno(), file, 0, file.size, cold=cold)
+    return PlainTransfer(pair.ours.fileno(), file, 0, file.size, cold=cold)
 
 
 async def test_clients_who_take_nothing_keep_no_thread(
@@ -136,8 +136,8 @@ async def test_bytes_on_the_disk_are_not_waited_for(
     assert await pair.read(warm) == content[:warm]
     assert await sent == warm
     with pytest.raises(Cold):
-        await one_thread.begin(FileTransfer(pair.ours.fileno(), file, warm, 1000, cold=True))
-    sent = one_thread.begin(FileTransfer(pair.ours.fileno(), file, warm, 1000, cold=False))
+        await one_thread.begin(PlainTransfer(pair.ours.fileno(), file, warm, 1000, cold=True))
+    sent = one_thread.begin(PlainTransfer(pair.ours.fileno(), file, warm, 1000, cold=False))
     assert await pair.read(1000) == content[warm : warm + 1000]
     assert await sent == 1000
 
@@ -178,3 +178,25 @@ async def test_the_end_breaks_off_what_is_under_way(tmp_path: Path, content: byt
         while threading.active_count() > threads:  # noqa: ASYNC110 - threads tell nobody of their end
             await asyncio.sleep(0.01)
     assert descriptors() == before
+
+
+async def test_what_is_encrypted_goes_out_whole(
+    one_thread: Transfers, tmp_path: Path, content: bytes, stack: ExitStack
+) -> None:
+    """The client gets what `seal` makes of the bytes, in order, and the bytes that it stands for are counted."""
+
+    def seal(data: bytes) -> bytes:
+        return b"<" + data.translate(turned) + b">"
+
+    turned = bytes(range(255, -1, -1))
+    pair = Pair(stack)
+    sent = one_thread.begin(
+        SecuredTransfer(seal, pair.ours.fileno(), share(tmp_path / "blob", content, stack), 10, SIZE - 10, cold=True)
+    )
+
+    left = content[10:]
+    while left:
+        piece = seal(left[:SEALED])
+        assert await pair.read(len(piece)) == piece
+        left = left[SEALED:]
+    assert await sent == SIZE - 10
