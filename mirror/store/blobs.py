@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,14 +16,16 @@ from mirror.oci.digest import Digest
 from mirror.oci.errors import StorageError
 from mirror.singleflight import SingleFlight
 from mirror.store.checks import Checks
-from mirror.store.files import Files, SharedFile, let_go, write_some
+from mirror.store.files import Files, SharedFile, let_go
 from mirror.store.part import Part
 from mirror.store.rests import Rests
 from mirror.store.shelves import DIRECTORIES, BlobEntry, Directory, Shelves
-from mirror.store.spools import Leftover, Spool, origin_of, parse_spool_name, spool_name
+from mirror.store.spools import Leftover, Spool, origin_of
 from mirror.store.survey import Audience, Guide
 from mirror.store.threads import Threads
 from mirror.store.unsettled import Unsettled
+from mirror.store.uses import Uses
+from mirror.store.workshop import Workshop
 
 __all__ = ["BlobEntry", "BlobStore", "Directory", "Leftover", "Spool", "is_full"]
 
@@ -37,12 +37,8 @@ _SETTLE_THREADS = 4
 _TIDY_THREADS = 4
 _CHECK_THREADS = 2
 _HASH_THREADS = min(8, os.cpu_count() or 1)
-_RESUMABLE = 1 << 20
-"""Bytes; a shorter leftover spool costs less to fetch again than to keep."""
-_MOST_USES = 200_000
 _MOST_SUSPECTS = 10_000
 """That may have no blob; looking for more of them is worth the wait at the start."""
-_PROBE_BYTES = 4096
 _log = structlog.get_logger()
 
 
@@ -84,9 +80,8 @@ class BlobStore:
         self._shelves = Shelves(root, files, self._unsettled, self._share, self._part.ledger)
         self.checks = Checks(self._shelves, self._unsettled, self._checking, self._tidying, patience=patience)
         self._looking = SingleFlight()
-        self._uses: dict[Digest, float] = {}
-        self._spools: set[Path] = set()
-        """Those of this process that are neither blobs nor removed yet."""
+        self._uses = Uses(clock)
+        self._workshop = Workshop(root / "spool", files, self._part, self._share)
         self._opened = False
 
     # Once.
@@ -176,10 +171,7 @@ class BlobStore:
 
     def touch(self, digest: Digest) -> None:
         """Notes a use now."""
-        self._uses.pop(digest, None)
-        self._uses[digest] = self._clock()
-        if len(self._uses) > _MOST_USES:  # they cannot be written: the oldest matters least
-            del self._uses[next(iter(self._uses))]
+        self._uses.touch(digest)
 
     @property
     def unflushed(self) -> int:
@@ -188,26 +180,17 @@ class BlobStore:
 
     def note_uses(self, uses: Iterable[tuple[Digest, float]]) -> None:
         """Notes what another process has told of, at its moments in seconds since the epoch."""
-        for digest, used_at in uses:
-            used_at = max(used_at, self._uses.pop(digest, 0.0))
-            self._uses[digest] = used_at
-        while len(self._uses) > _MOST_USES:
-            del self._uses[next(iter(self._uses))]
+        self._uses.note(uses)
 
     def take_uses(self, most: int) -> list[tuple[Digest, float]]:
-        """At most so many of the noted uses, the oldest first, for another process to write; they are not ours then."""
-        taken = list(itertools.islice(self._uses.items(), most))
-        for digest, _ in taken:
-            del self._uses[digest]
-        return taken
+        """At most so many of the noted uses, for another process to write."""
+        return self._uses.take(most)
 
     async def flush_uses(self) -> None:
         """Writes the noted uses as mtimes; until they are written they stay noted. Raises StorageError."""
-        uses = dict(self._uses)
+        uses = dict(self._uses.times)
         await self._tidying.run(self._shelves.used, uses)
-        for digest, used_at in uses.items():
-            if self._uses.get(digest) == used_at:
-                del self._uses[digest]
+        self._uses.written(uses)
 
     def directories(self) -> tuple[Directory, ...]:
         """Every directory that may hold blobs."""
@@ -239,7 +222,7 @@ class BlobStore:
     async def create_spool(self, digest: Digest, host: str) -> Spool:
         """A new, empty spool for bytes from the upstream `host`."""
         return await self._writing.run(
-            self._create_spool, digest, host, limit=self._patience, unwanted=self._throw_away
+            self._workshop.create, digest, host, limit=self._patience, unwanted=self._throw_away
         )
 
     async def open_spool(self, digest: Digest, name: str, inode: int) -> SharedFile | None:
@@ -265,7 +248,7 @@ class BlobStore:
         """
         try:
             return await self._checking.run(
-                self._take_over,
+                self._workshop.take_over,
                 digest,
                 leftover.path,
                 limit=self._patience / 4,
@@ -278,7 +261,7 @@ class BlobStore:
 
     def put_back(self, digest: Digest, leftover: Leftover) -> None:
         """A leftover that was taken and could not be used this time."""
-        self._spools.discard(leftover.path)
+        self._workshop.let_go(leftover.path)
         self.leftovers.setdefault(digest, leftover)
 
     async def append(self, spool: Spool, pieces: Sequence[bytes]) -> None:
@@ -297,14 +280,14 @@ class BlobStore:
     async def commit(self, spool: Spool) -> None:
         """Makes the spool the blob: on the disk, then visible under its digest. The caller has verified the hash."""
         await self._settling.run(self._shelves.place, spool, holding=spool.file)
-        self._spools.discard(spool.path)
+        self._workshop.let_go(spool.path)
         if spool.digest in self.leftovers:
             await self.discard_leftover(spool.digest)
 
     async def discard(self, left: Spool | Leftover) -> None:
         """Removes the spool's file; readers that hold it read on."""
         await self._tidying.run(self.files.unlink, left.path)
-        self._spools.discard(left.path)
+        self._workshop.let_go(left.path)
 
     async def discard_leftover(self, digest: Digest) -> int:
         """Removes a leftover spool; returns the bytes it had."""
@@ -328,7 +311,7 @@ class BlobStore:
 
     async def spools_of(self, slot: int) -> int:
         """The bytes of all spools that the worker in this slot has written, or will find."""
-        return await self._tidying.run(self._spools_of, slot)
+        return await self._tidying.run(self._workshop.bytes_of, slot)
 
     # The disk, and work for others.
 
@@ -338,7 +321,7 @@ class BlobStore:
 
     async def probe(self) -> None:
         """Writes, reads and removes a small file. Raises StorageError while the disk does not work."""
-        await self._tidying.run(self._probe, limit=self._patience)
+        await self._tidying.run(self._workshop.probe, limit=self._patience)
 
     async def read(self, file: SharedFile, count: int, offset: int) -> bytes:
         """At most `count` bytes of a file that the caller holds. Raises StorageError."""
@@ -366,15 +349,7 @@ class BlobStore:
         clean = self._read_journals() if suspects is None else self._unsettled.resume(suspects)
         for made in (self.root / "blobs", self.root):
             self.files.fsync_directory(made)
-        for name, size, _ in self.files.scan(self.root / "spool"):
-            digest, origin = parse_spool_name(name)
-            path = self.root / "spool" / name
-            if path in self._spools or not self._part.owns(origin):
-                continue
-            if digest is None or size < _RESUMABLE or digest in self.leftovers or self._shelves.size(digest):
-                self.files.unlink(path)
-            else:
-                self.leftovers[digest] = Leftover(path, size, origin)
+        self._workshop.find(self.leftovers, self._shelves.size)
         return clean
 
     def _read_journals(self) -> bool:
@@ -392,7 +367,7 @@ class BlobStore:
         failure: OSError | None = None
         for entry in entries:
             size = 0
-            if self._uses.get(entry.digest, 0.0) <= entry.used_at:
+            if self._uses.times.get(entry.digest, 0.0) <= entry.used_at:
                 try:
                     size = self._shelves.remove(entry.digest, unless_used_after=entry.used_at)
                 except OSError as error:
@@ -406,49 +381,16 @@ class BlobStore:
         self, directories: Sequence[Directory], audience: Audience, hurried: Callable[[], bool]
     ) -> tuple[int, int]:
         rests = Rests(hurried)
-        guide = Guide(audience, self._uses, self._shelves.used, self._clock())
+        guide = Guide(audience, self._uses.times, self._shelves.used, self._clock())
         found = [self._shelves.scan(directory, guide, rests) for directory in directories]
         return sum(count for count, _ in found), sum(size for _, size in found)
 
-    def _create_spool(self, digest: Digest, host: str) -> Spool:
-        if not self._part.owns(origin_of(host)):  # who is started again there would take it for a leftover
-            raise StorageError(f"another process fetches from {host}")
-        path = self.root / "spool" / spool_name(digest, host)
-        fd = self.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        self._spools.add(path)
-        return Spool(digest, path, self._share(fd, 0), self.files.inode(fd))
-
     def _open_spool(self, digest: Digest, name: str, inode: int) -> SharedFile | None:
-        try:
-            fd = self.files.open(self.root / "spool" / Path(name).name, os.O_RDONLY)
-        except FileNotFoundError:
-            file = self._shelves.open(digest)
-        else:
-            file = self._share(fd, 0)
+        file = self._workshop.open(name) or self._shelves.open(digest)
         if file is not None and self.files.inode(file.fd) != inode:
             self.files.close(file.fd)  # nobody holds it but us
             return None
         return file
-
-    def _take_over(self, digest: Digest, path: Path) -> Spool:
-        fd = self.files.open(path, os.O_RDWR)
-        try:
-            spool = Spool(digest, path, self._share(fd, 0), self.files.inode(fd))
-            self._spools.add(path)
-            spool.take_over()
-        except BaseException:
-            self._spools.discard(path)
-            self.files.close(fd)
-            self.files.unlink(path)
-            raise
-        return spool
-
-    def _spools_of(self, slot: int) -> int:
-        return sum(
-            size
-            for name, size, _ in self.files.scan(self.root / "spool")
-            if replace(self._part, slot=slot).owns(parse_spool_name(name)[1])
-        )
 
     def _give_back(self, spool: Spool, leftover: Leftover) -> None:
         spool.file.release()
@@ -456,19 +398,8 @@ class BlobStore:
 
     def _throw_away(self, spool: Spool) -> None:
         spool.file.release()
-        self._spools.discard(spool.path)
+        self._workshop.let_go(spool.path)
         self._tidying.submit(self.files.unlink, spool.path)
-
-    def _probe(self) -> None:
-        path = self.root / "spool" / "probe"
-        fd = self.files.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        try:
-            write_some(self.files, fd, bytes(_PROBE_BYTES), 0)
-            self.files.fsync(fd)
-            self.files.read(fd, _PROBE_BYTES, 0)
-        finally:
-            self.files.close(fd)
-        self.files.unlink(path)
 
 
 def is_full(error: StorageError) -> bool:

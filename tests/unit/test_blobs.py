@@ -534,7 +534,7 @@ async def test_one_bad_file_does_not_keep_other_uses_from_being_written(store: B
 
 async def test_noted_uses_are_bounded(tmp_path: Path, disk: FaultyFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a disk that takes no times, memory still has an end."""
-    monkeypatch.setattr("mirror.store.blobs._MOST_USES", 10)
+    monkeypatch.setattr("mirror.store.uses._MOST", 10)
     store = BlobStore(tmp_path, disk)
     for number in range(100):
         store.touch(Digest.of(bytes([number])))

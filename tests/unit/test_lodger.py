@@ -250,12 +250,12 @@ async def test_many_uses_are_told_in_parts(open_house: Open) -> None:
     digests = [Digest.of(str(number).encode(), "sha512" if number % 2 else "sha256") for number in range(2500)]
     for digest in digests:
         worker.lodger.blobs.touch(digest)
-    noted = dict(worker.lodger.blobs._uses)
+    noted = dict(worker.lodger.blobs._uses.times)
 
     worker.lodger._tell_uses()
     await worker.told()
 
-    assert house.keeper.blobs._uses == noted
+    assert house.keeper.blobs._uses.times == noted
     assert worker.lodger.blobs.unflushed == 0
 
 
