@@ -313,6 +313,10 @@ class BlobStore:
         """The bytes of all spools that the worker in this slot has written, or will find."""
         return await self._tidying.run(self._workshop.bytes_of, slot)
 
+    def died(self, slot: int) -> bool:
+        """Whether the worker in this slot died while it brought or removed a blob: it may not have been counted."""
+        return self._part.ledger.died(slot + 1)
+
     # The disk, and work for others.
 
     async def free(self) -> tuple[int, int]:

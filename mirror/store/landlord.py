@@ -120,24 +120,27 @@ class Landlord:
     # The end of a worker.
 
     def _part_from(self, tenant: Tenant) -> None:
-        task = asyncio.create_task(self._inherit(tenant), name=f"part from worker {tenant.slot}")
+        torn = self.blobs.died(tenant.slot)
+        task = asyncio.create_task(self._inherit(tenant, torn=torn), name=f"part from worker {tenant.slot}")
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def _inherit(self, tenant: Tenant) -> None:
-        """Its spools count before its room is given to others: together they were promised once."""
+    async def _inherit(self, tenant: Tenant, *, torn: bool) -> None:
+        """What it has left counts before its room is given to others: together they were promised once."""
         try:
             async with asyncio.timeout(_INHERIT_SECONDS):
                 left = await self.blobs.spools_of(tenant.slot)
-            if self._tenants[tenant.slot] is tenant:
-                self.left[tenant.slot] = left
+                if self._tenants[tenant.slot] is tenant:
+                    self.left[tenant.slot] = left
+                if torn:
+                    self.upkeep.recount()  # one that is under way may have been there already
+                    await self.budget.scan(self.budget.above_watermark)
         except TimeoutError:
             pass
         except StorageError as error:
             self.trouble.note("blobs", error)
         finally:
             tenant.leave()
-            self.upkeep.recount()  # it may have died between a change and its count
 
 
 class Tenant:

@@ -18,7 +18,9 @@ Directory = tuple[str, str]
 DIRECTORIES = tuple((algorithm, f"{prefix:02x}") for algorithm in ("sha256", "sha512") for prefix in range(256))
 _NUMBERS = {directory: number for number, directory in enumerate(DIRECTORIES)}
 _TOTAL = len(DIRECTORIES)
-_ROW = len(DIRECTORIES) + 1
+_TURNS = _TOTAL + 1
+"""From here on: whether it is the writer's turn, by directory."""
+_ROW = _TURNS + len(DIRECTORIES)
 _BYTES = 8
 
 
@@ -59,11 +61,14 @@ class Ledger:
             if self._fd is None:
                 yield
                 return
-            self._lock(_NUMBERS[directory], fcntl.F_WRLCK)
+            number = _NUMBERS[directory]
+            self._lock(number, fcntl.F_WRLCK)
+            self._numbers[self._ours + _TURNS + number] = 1
             try:
                 yield
             finally:
-                self._lock(_NUMBERS[directory], fcntl.F_UNLCK)
+                self._numbers[self._ours + _TURNS + number] = 0
+                self._lock(number, fcntl.F_UNLCK)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -86,6 +91,18 @@ class Ledger:
     def balance(self, directory: Directory) -> int:
         """What came minus what went, of all writers; in our turn."""
         return sum(self._numbers[_NUMBERS[directory] :: _ROW])
+
+    def died(self, writer: int) -> bool:
+        """Whether that writer, who is gone, was in a turn, so that what it did may not be in its balances.
+
+        Its successor, who is not there yet, begins with a row that is in order.
+        """
+        row = self._numbers[writer * _ROW : (writer + 1) * _ROW]
+        torn = any(row[_TURNS:])
+        for number in range(_TURNS, _ROW):
+            row[number] = 0
+        row[_TOTAL] = sum(row[:_TOTAL])
+        return torn
 
     @property
     def net(self) -> int:

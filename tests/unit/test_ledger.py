@@ -106,7 +106,26 @@ def test_a_turn_ends_with_its_process(shared: int) -> None:
     waiting.join()
     there.wait()
     there.stdout.close()
+    assert ledger.died(1)
+    assert not ledger.died(1)
     ledger.close()
+
+
+def test_who_dies_between_turns_leaves_its_row_in_order(shared: int) -> None:
+    """Its balances are what it did, and their sum is right, even if it died before it had added it up."""
+    ledger, dead = Ledger(shared, 0), Ledger(shared, 1)
+    with dead.turn(ONE):
+        dead.count(ONE, 70)
+    with pytest.raises(OSError, match="full"), dead.turn(OTHER):
+        raise OSError("full")
+    assert not ledger.died(1)
+
+    dead._numbers[dead._ours + DIRECTORIES.index(ONE)] += 5  # its last act
+    assert (ledger.balance(ONE), ledger.net) == (75, 70)
+    assert not ledger.died(1)
+    assert (ledger.balance(ONE), ledger.net) == (75, 75)
+    for each in (ledger, dead):
+        each.close()
 
 
 async def test_a_survey_counts_what_others_bring_and_remove(shared: int, tmp_path: Path) -> None:

@@ -220,6 +220,29 @@ async def test_a_death_while_room_is_made_leaves_no_promise(open_house: Open, mo
     await until(lambda: not house.budget.reserved)
 
 
+async def test_a_change_that_a_death_cut_short_is_counted(open_house: Open) -> None:
+    """A blob that was in place and not in the books is found, before the room for it is given to others."""
+    house = await open_house(max_size=8 * MIB)
+    worker = house.workers[0]
+    await worker.reserve(2 * MIB)
+    spool = await worker.spool(content(1, 2 * MIB))
+    blob = path_of(house.storage.path, spool.digest)
+    blob.parent.mkdir(parents=True)
+    spool.path.rename(blob)
+    ledger = worker.lodger.blobs._part.ledger
+    turn = ledger.turn((spool.digest.algorithm, spool.digest.hex[:2]))
+    turn.__enter__()  # it never comes to its end
+    before = bytes(ledger._numbers[ledger._ours :].cast("B"))
+    turn.__exit__(None, None, None)
+    ledger._numbers[ledger._ours :].cast("B")[:] = before
+
+    await worker.channel.close()
+    await until(lambda: house.budget.reserved == 0)
+
+    spool.file.release()
+    assert house.budget.committed == 2 * MIB
+
+
 # Uses
 
 
