@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 
 import structlog
@@ -18,7 +17,7 @@ from mirror.store.blobs import BlobStore
 from mirror.store.room import Holder, Reservation
 from mirror.store.shelves import BlobEntry
 from mirror.store.trouble import Trouble
-from mirror.store.victims import Oldest
+from mirror.store.victims import Oldest, Victims
 
 _RESERVE_SECONDS = 2.0
 """How long a fill waits for room before it passes through."""
@@ -57,7 +56,7 @@ class Budget:
         self._clock = clock
         self._base = 0
         self._reservations: set[Reservation] = set()
-        self._victims: deque[BlobEntry] = deque()
+        self._victims = Victims()
         self._scanned_for = 0
         self._free: tuple[int, int] = (0, 0)
         """Of the file system, when it was last looked at: bytes free, and all."""
@@ -214,7 +213,7 @@ class Budget:
             objects += count
             base += size
         self._base = base
-        self._victims = deque(await self._blobs.compute(oldest.chosen))
+        self._victims = await self._blobs.compute(oldest.chosen)
         self._scanned_for = need
         self.counted = self._known = True
         self._metrics.cache_objects.labels(kind="blob").set(objects)
@@ -261,13 +260,15 @@ class Budget:
         victims: list[BlobEntry] = []
         size = 0
         while self._victims and size < need and len(victims) < _EVICTED_AT_ONCE:
-            victims.append(self._victims.popleft())
+            victims.append(next(self._victims))
             size += victims[-1].size
         sizes = await self._blobs.remove_unused(victims)
-        for victim, freed in zip(victims, sizes, strict=False):
-            if freed:
-                self._metrics.evictions.labels(reason=reason).inc()
-                self._metrics.evicted_bytes.inc(freed)
-                self._metrics.eviction_age.observe(max(0.0, self._clock() - victim.used_at))
+        gone = [victim for victim, freed in zip(victims, sizes, strict=False) if freed]
+        now = self._clock()
+        for victim in gone:
+            self._metrics.eviction_age.observe(max(0.0, now - victim.used_at))
+        if gone:
+            self._metrics.evictions.labels(reason=reason).inc(len(gone))
+            self._metrics.evicted_bytes.inc(sum(sizes))
         self.show()
         return sum(sizes)

@@ -18,6 +18,7 @@ from mirror.store.blobs import BlobStore
 from mirror.store.budget import Budget
 from mirror.store.files import Files
 from mirror.store.trouble import Trouble
+from mirror.store.victims import MOST
 from tests.conftest import StartMirror
 from tests.faulty import FaultyFiles
 from tests.harness import RunningMirror, short_timeouts
@@ -132,7 +133,7 @@ async def test_a_sweep_takes_the_oldest_of_a_crowd(crowd: Path) -> None:
     storage = Storage(path=crowd, max_size=sum(before) * SIZE + others, low_watermark=0.99, min_free="0%")  # type: ignore[arg-type]  # as it is written
     budget = Budget(storage, blobs, Trouble(metrics, time.monotonic), metrics, clock=lambda: NOW)
     await budget.scan(1 << 40)
-    assert 20_000 < disk.most - disk.least < 4 * COUNT  # an entry takes six blocks
+    assert MOST < disk.most - disk.least < 4 * COUNT  # a victim takes four blocks
 
     await budget.sweep()
 

@@ -23,7 +23,7 @@ def choose_victims(held: list[BlobEntry], need: int, most: int = MOST) -> list[B
     oldest = Oldest(need, most)
     for entry in held:
         oldest.offer(entry)
-    return oldest.chosen()
+    return list(oldest.chosen())
 
 
 @given(entries, st.integers(0, 3000))
@@ -64,7 +64,7 @@ def test_memory_is_bounded(held: list[BlobEntry], need: int, most: int) -> None:
         oldest.offer(entry)
         assert len(oldest.chosen()) <= most
 
-    victims = oldest.chosen()
+    victims = list(oldest.chosen())
     enough = choose_victims(held, need, most=10_000)
     assert [entry.used_at for entry in victims] == [entry.used_at for entry in enough[: len(victims)]]
     assert len(victims) == min(most, len(enough))
