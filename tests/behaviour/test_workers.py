@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.e2e.processes import is_there, state_of
 from tests.reading import blob_path
 from tests.served import Served
 from tests.storing import path_of, until
@@ -42,19 +43,6 @@ async def served(tmp_path: Path, upstream: FakeRegistry) -> AsyncIterator[Serve]
     yield make
     for each in made:
         await each.stop()
-
-
-def state_of(pid: int) -> str:
-    """As `ps` has it; X for a process that is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return "X"
-
-
-def is_there(pid: int) -> bool:
-    """Whether the process has not ended."""
-    return state_of(pid) not in "ZX"
 
 
 @contextlib.asynccontextmanager

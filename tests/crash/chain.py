@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import aiohttp
 
@@ -23,8 +24,6 @@ _LONGEST_LIFE = 1.2
 _AUDITED = 20
 _LOOKS = 10
 """At a disk that seems to hold too much: a walk through it counts what goes meanwhile, and what comes in its place."""
-_KINDS = {"time": 9, "call": 8, "start": 2, "leaving": 1}
-"""How lives end, by weight: after some time, at a call to the disk, while they begin or while they end in order."""
 _AT_WORK = [
     ("open", "spool"),
     ("write", "spool"),
@@ -61,6 +60,9 @@ class Figures:
 class Chain:
     """What happens on one data directory."""
 
+    kinds: ClassVar = {"time": 9, "call": 8, "start": 2, "leaving": 1}
+    """How lives end, by weight: after some time, at a call to the disk, while they begin or while they end in order."""
+
     def __init__(self, home: Home, world: World, crowd: Crowd, choice: random.Random, max_size: int) -> None:
         self.figures = Figures()
         self._home = home
@@ -72,7 +74,7 @@ class Chain:
 
     async def live(self) -> None:
         """One life: begun, audited, loaded and killed; then a look at what is left."""
-        kind = self._choice.choices(list(_KINDS), list(_KINDS.values()))[0]
+        kind = self._choice.choices(list(self.kinds), list(self.kinds.values()))[0]
         self.figures.kills[kind] += 1
         life = await self._home.begin(self._moment(kind))
         self._crowd.life = life
@@ -176,3 +178,24 @@ class Chain:
             done.set()
             watcher.join()
         assert over == [], f"the budget is {self._max_size}"
+
+
+class CrewChain(Chain):
+    """The same with two workers: in some lives one after the other is killed, others end with the supervisor alone."""
+
+    kinds: ClassVar = {"time": 2, "start": 1, "leaving": 1, "workers": 4, "supervisor": 2}
+
+    def _moment(self, kind: str) -> Moment | None:
+        return None
+
+    async def _load(self, life: Life, kind: str) -> None:
+        if kind not in ("workers", "supervisor"):
+            await super()._load(life, kind)
+            return
+        self._crowd.gate.set()
+        for _ in range(self._choice.randint(1, 3) if kind == "workers" else 0):
+            await asyncio.sleep(self._choice.uniform(0.05, _LONGEST_LIFE))
+            life.kill_worker(self._choice.randrange(2))
+        await asyncio.sleep(self._choice.uniform(0.05, _LONGEST_LIFE))
+        if kind == "supervisor":
+            await life.kill_supervisor()

@@ -163,15 +163,14 @@ class Crowd:
             tries += 1
             await self.gate.wait()
             life = self.life
+            deaths = life.deaths if life is not None else 0
             try:
                 await self.take(path, body)
                 break
             except (aiohttp.ClientError, OSError) as error:
-                # Whoever is cut off hears of it before the process has ended.
-                if life is None or not (life.ending or await life.ends_within(2)):
-                    raise AssertionError(f"{path} broke under a living mirror") from error
-                await life.over()
                 self.counted.retries += 1
+                if life is None or not await _may_break(life, deaths):
+                    raise AssertionError(f"{path} broke under a living mirror") from error
             if path.startswith("manifests/") or self._choice.random() < 0.3:
                 body.clear()
         self.counted.requests += 1
@@ -189,3 +188,13 @@ class Crowd:
             assert response.status == expected, f"{path}: {response.status} {await response.text()}"
             async for piece in response.content.iter_any():
                 body += piece
+
+
+async def _may_break(life: Life, deaths: int) -> bool:
+    """Whether an answer may have broken off: a worker has died since there were `deaths`, or all of it ends."""
+    # Whoever is cut off hears of it before the process has ended.
+    if life.deaths == deaths and not (life.ending or await life.ends_within(2)):
+        return False
+    if life.ending or life.is_over:
+        await life.over()
+    return True

@@ -1,4 +1,4 @@
-"""One mirror after the other on one data directory: real processes, each of which ends by SIGKILL."""
+"""One mirror after the other on one data directory: real processes, each of which ends by SIGKILL; its workers, too."""
 
 from __future__ import annotations
 
@@ -16,20 +16,26 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.crash.dying import Moment
-from tests.e2e.processes import free_port, listens, tail
+from tests.e2e.processes import free_port, is_there, listens, tail
+from tests.storing import until
 
 _START = 15.0
 """Seconds that a process may take to serve, and to be gone after its end."""
 
 
 class Life:
-    """One process, from its start to its end."""
+    """One process, from its start to its end, with its workers where it has any."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, admin: str | None) -> None:
+        """`admin`: the URL that says how many workers serve; None where there are none."""
         self.ending = False
         """Whether somebody has asked it to end: from then on it may break off what it does."""
+        self.deaths = 0
+        """Of workers: with each of them some answers may break off."""
         self._process = process
         self._log = log
+        self._begins_at = log.stat().st_size
+        self._admin = admin
 
     @property
     def is_over(self) -> bool:
@@ -40,7 +46,7 @@ class Life:
         """Waits until connections are accepted at `port`; False where it is killed before."""
         async with asyncio.timeout(_START):
             while not self.is_over:
-                if await asyncio.to_thread(listens, port):
+                if await asyncio.to_thread(listens, port) and await self._is_whole():
                     return True
                 await asyncio.sleep(0.01)
         assert self._process.returncode == -signal.SIGKILL, f"it does not start:\n{tail(self._log)}"
@@ -67,11 +73,49 @@ class Life:
             self._process.terminate()
 
     async def kill(self) -> None:
-        """Ends it (SIGKILL), wherever it is, and waits until it is gone."""
+        """Ends it and all its workers (SIGKILL), wherever they are, and waits until they are gone."""
+        self.ending = True
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        await self._process.wait()
+        await until(lambda: not any(map(is_there, self._workers().values())), _START)
+
+    def kill_worker(self, slot: int) -> None:
+        """Ends the worker in a slot (SIGKILL), if there is one; another one will take its place."""
+        self.deaths += 1
+        try:
+            os.kill(self._workers()[slot], signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    async def kill_supervisor(self) -> None:
+        """Ends the process (SIGKILL), and waits until its workers have left by themselves."""
         self.ending = True
         if not self.is_over:
             self._process.kill()
         await self._process.wait()
+        await until(lambda: not any(map(is_there, self._workers().values())), _START)
+
+    async def _is_whole(self) -> bool:
+        """Whether all its workers serve."""
+        if self._admin is None:
+            return True
+        try:
+            async with aiohttp.request("GET", f"{self._admin}/readyz") as answer:
+                workers = (await answer.json())["workers"]
+        except aiohttp.ClientError:
+            return False
+        return bool(workers["serving"] == workers["of"])
+
+    def _workers(self) -> dict[int, int]:
+        """The process of the last worker in each slot."""
+        if self._admin is None:
+            return {}
+        said = self._log.read_bytes()[self._begins_at :].splitlines()
+        begun = [json.loads(line) for line in said if b'"a worker begins"' in line]
+        return {line["slot"]: line["pid"] for line in begun}
 
 
 class Home:
@@ -86,6 +130,7 @@ class Home:
         self._admin_port = free_port()
         document = {"listen": f"127.0.0.1:{port}", "admin_listen": f"127.0.0.1:{self._admin_port}", **settings}
         document["storage"] = {"path": str(self.data), **settings["storage"]}
+        self._has_workers = settings.get("workers", 1) > 1
         self._config.write_text(json.dumps(document))  # JSON is YAML
 
     async def begin(self, moment: Moment | None = None) -> Life:
@@ -96,9 +141,10 @@ class Home:
         env = {name: value for name, value in os.environ.items() if not name.startswith("MIRROR_")}
         with self.log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *program, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, env=env
-            )
-        return Life(process, self.log)
+                sys.executable, "-m", *program, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, env=env,
+                start_new_session=True,
+            )  # fmt: skip
+        return Life(process, self.log, f"http://127.0.0.1:{self._admin_port}" if self._has_workers else None)
 
     @asynccontextmanager
     async def life(self, moment: Moment | None = None) -> AsyncIterator[Life]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.crash.chain import Chain
+from tests.crash.chain import Chain, CrewChain
 from tests.crash.crowd import MIB, REPOSITORY, TAG_TTL, Crowd, World
 from tests.crash.dying import Moment
 from tests.crash.lives import Home
@@ -47,18 +47,33 @@ async def test_nothing_wrong_is_left_by_a_kill(seed: int, upstream: FakeRegistry
     """After each of them all blobs are right, nothing partial looks whole, the budget holds, what was there is not
     fetched again, no tag goes back, and every client gets all that it asked for.
     """
+    await check_kills(seed, upstream, tmp_path, Chain, KILLS // CHAINS)
+
+
+@pytest.mark.timeout(60 + 5 * KILLS)
+@pytest.mark.parametrize("seed", seeds(CHAINS // 2))
+async def test_nothing_wrong_is_left_by_a_kill_of_workers(seed: int, upstream: FakeRegistry, tmp_path: Path) -> None:
+    """The same with two of them, which are killed one by one, all at once, or by the loss of their supervisor."""
+    await check_kills(seed, upstream, tmp_path, CrewChain, KILLS // CHAINS // 2, workers=2)
+
+
+async def check_kills(
+    seed: int, upstream: FakeRegistry, tmp_path: Path, kind: type[Chain], lives: int, **settings: Any
+) -> None:
+    """A chain of so many lives. Asserts all that is promised."""
     choice = random.Random(seed)
     upstream.rate = UPSTREAM_RATE
     max_size = SMALL if seed % 2 else ROOMY
     with held_port() as port:
-        home, world = Home(tmp_path, port, settings_for(upstream, max_size)), World(upstream, choice)
+        home = Home(tmp_path, port, {**settings_for(upstream, max_size), **settings})
+        world = World(upstream, choice)
         crowd = Crowd(home, world, choice)
-        chain = Chain(home, world, crowd, choice, max_size)
+        chain = kind(home, world, crowd, choice, max_size)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(crowd.pull_for_ever()) for _ in range(CLIENTS)]
                 tasks.append(group.create_task(world.keep_moving()))
-                for _ in range(KILLS // CHAINS):
+                for _ in range(lives):
                     await chain.live()
                 await chain.outlive(2 * CLIENTS)
                 for task in tasks:

@@ -118,6 +118,19 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def state_of(pid: int) -> str:
+    """Of a process, as `ps` has it; X where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
+def is_there(pid: int) -> bool:
+    """Whether the process has not ended."""
+    return state_of(pid) not in "ZX"
+
+
 def remove_state(top: Path) -> None:
     """Removes a daemon's directory, after ending what the daemon has left: a shim outlives it where a container does.
 
