@@ -198,4 +198,5 @@ class CrewChain(Chain):
             life.kill_worker(self._choice.randrange(2))
         await asyncio.sleep(self._choice.uniform(0.05, _LONGEST_LIFE))
         if kind == "supervisor":
+            self._crowd.gate.clear()
             await life.kill_supervisor()

@@ -19,7 +19,7 @@ from tests.crash.dying import Moment
 from tests.e2e.processes import free_port, is_there, listens, tail
 from tests.storing import until
 
-_START = 15.0
+_START = 30.0
 """Seconds that a process may take to serve, and to be gone after its end."""
 
 
@@ -48,7 +48,7 @@ class Life:
             while not self.is_over:
                 if await asyncio.to_thread(listens, port) and await self._is_whole():
                     return True
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01 if self._admin is None else 0.05)
         assert self._process.returncode == -signal.SIGKILL, f"it does not start:\n{tail(self._log)}"
         return False
 
