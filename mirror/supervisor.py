@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import structlog
 
@@ -146,9 +147,16 @@ class Supervisor:
         )
 
 
-def slots_of(settings: Settings) -> int:
-    """How many processes serve."""
-    return settings.workers or len(os.sched_getaffinity(0))
+def slots_of(settings: Settings, quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many processes serve: for 0 one for each CPU that we may use, also where a container has a share of them."""
+    if settings.workers:
+        return settings.workers
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        most, _, period = quota.read_text().partition(" ")
+        return max(1, min(cpus, -(-int(most) // int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        return cpus
 
 
 def serve(

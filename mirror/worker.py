@@ -97,7 +97,7 @@ class _Worker:
             return 0
         try:
             await starting
-        except (MirrorError, OSError) as error:
+        except (MirrorError, OSError, ValueError) as error:  # the last one is of files for TLS
             self._channel.tell("failed", str(error))
             stop.cancel()
             return 1
