@@ -17,7 +17,7 @@ from bench.servers import installed
 from tests.e2e import build_programs
 from tests.e2e.recipes import RECIPES
 
-_PACKAGES = {
+PACKAGES = {
     "nginx": "nginx-light",
     "docker-registry": "docker-registry",
     WRK: "wrk",
@@ -33,7 +33,7 @@ _POLICY = Path("/usr/sbin/policy-rc.d")
 
 def main() -> int:
     """Brings what is missing; the exit code is 0 all the same where something cannot be brought, with a word on it."""
-    packages = sorted({package for program, package in _PACKAGES.items() if not installed(program)})
+    packages = sorted({package for program, package in PACKAGES.items() if not installed(program)})
     if packages and (why := _install(packages)) is not None:
         print(f"not installed: {', '.join(packages)}: {why}", file=sys.stderr)
     if not installed(_BUILT):

@@ -112,7 +112,7 @@ TARGETS: tuple[Target, ...] = (
     Target("image", "real image, warm: time ÷ Distribution 3.1's", over("image", "warm", _DISTRIBUTION), 1.0),
     Target("image", "real image, cold: time ÷ direct", figure("image", "cold_to_direct"), 1.1),
     Target("objects", "1,000,000 blobs: seconds until it is ready", figure("starts", "ready"), 3.0),
-    Target("objects", "a sweep frees 1 GB: ms of the worst request meanwhile", figure("sweep", "worst"), 50, digits=1),
+    Target("objects", "a sweep frees 1 GiB: ms of the worst request meanwhile", figure("sweep", "worst"), 50, digits=1),
     Target(
         "objects", "1,000,000 blobs: CPU of a manifest hit ÷ empty", over("hits", "manifest_hit", "mirror-empty"), 1.05
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -20,12 +21,12 @@ import pytest
 from bench import document, report, targets
 from bench.figures import Answer, Case, Row, ratio
 from bench.image import BenchFailed, Blob
+from bench.install import PACKAGES
 from bench.link import Line, relay
-from bench.load import can_request
 from bench.questions import QUESTIONS
 from bench.readers import Unfinished, flow, read
 from bench.rounds import record
-from bench.servers import lacking
+from bench.servers import installed, lacking
 from tests.e2e.processes import free_port
 from tests.e2e.programs import missing
 
@@ -215,8 +216,9 @@ def test_a_question_is_answered_by_every_server(question: str, servers: list[str
     """A tiny run of it has figures of every server in every case."""
     file = tmp_path / "bench.json"
     lack = {name: why for name in servers if (why := lacking(name)) is not None}
-    if lack or not can_request():
-        missing(", ".join(lack.values()) or "wrk is not installed")
+    lack |= {name: f"{name} is not installed" for name in ("curl", "wrk") if not installed(name)}
+    if lack:
+        missing(", ".join(lack.values()))
 
     arguments = ["--tiny", f"--servers={','.join(servers)}", f"--json={file}", f"--directory={tmp_path}"]
     done = subprocess.run(
@@ -233,6 +235,13 @@ def test_a_question_is_answered_by_every_server(question: str, servers: list[str
     assert failed == {}, done.stdout + done.stderr
     assert set(found["rows"]) == {case["name"] for case in found["cases"]}
     assert all(row["figures"] for rows in found["rows"].values() for row in rows.values())
+
+
+def test_the_bench_brings_what_the_gate_brings() -> None:
+    """Each package that `make bench` installs is one of those that the gate installs as well."""
+    listed = set(re.findall(r"^    ([\w-]+:[\w-]+)$", (TOP / ".ci" / "run").read_text(), re.MULTILINE))
+
+    assert {f"{program}:{package}" for program, package in PACKAGES.items()} <= listed
 
 
 def test_every_question_can_be_asked_alone() -> None:

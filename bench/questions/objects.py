@@ -27,7 +27,7 @@ from mirror.store.shapes import LinkRecord
 from tests.e2e.mirrors import MirrorProcess
 from tests.e2e.processes import eventually, free_port
 
-_BLOB_BYTES = 2000
+_BLOB_BYTES = 100_000
 """Of each filler, as its file's length: no block is written for them."""
 _LAYER_BYTES = 1 << 20
 _BATCH = 10_000
@@ -36,6 +36,8 @@ _COUNT_SECONDS = 300.0
 _EMPTY = "mirror-empty"
 _SWEEP_SECONDS = 180.0
 _LOOK_SECONDS = 0.5
+_SWEPT_BYTES = 1 << 30
+_MAX_SIZE = 1 << 40
 _QUIET_SECONDS = 5.0
 
 
@@ -87,15 +89,21 @@ class _Subject:
             started = {"ready": ready, "first_hit": first_hit, "counted": counted, "cpu_counted": cpu}
             return {**started, **hits, "memory": memory}
 
-    def _storage(self, max_size: str) -> dict[str, str]:
+    def _storage(self, max_size: int) -> dict[str, object]:
         # What the fillers hold is not what their names say, as a scrub would find.
-        return {"path": str(self.data), "max_size": max_size, "min_free": "0%", "scrub_rate": "0"}
+        return {
+            "path": str(self.data),
+            "max_size": str(max_size),
+            "low_watermark": 0.999,
+            "min_free": "0%",
+            "scrub_rate": "0",
+        }
 
     def sweep(self) -> Mapping[str, float]:
-        """Starts it with a budget of half of what it holds; what a client sees who asks for one hit after the other."""
-        total = self.objects * _BLOB_BYTES + _LAYER_BYTES
-        with self._running(max_size=str(total // 2) if self.objects > len(self._image.blobs) else "100GiB") as port:
-            wanted = total // 2 if self.objects > len(self._image.blobs) else 0
+        """Starts it with too small a budget; what a client sees who asks for one hit after the other meanwhile."""
+        fillers = (self.objects - len(self._image.blobs)) * _BLOB_BYTES
+        wanted = min(_SWEPT_BYTES, fillers // 2)
+        with self._running(max_size=fillers - wanted if wanted else _MAX_SIZE) as port:
             idle = machine.memory_bytes(self._process.pid)
             began = time.perf_counter()
             waits = list(self._ask(port, lambda: self._process.counted("mirror_evicted_bytes_total") >= wanted))
@@ -140,7 +148,7 @@ class _Subject:
         return self._process.counted("mirror_cache_objects", kind="blob") >= self.objects
 
     @contextmanager
-    def _running(self, max_size: str = "100GiB") -> Iterator[int]:
+    def _running(self, max_size: int = _MAX_SIZE) -> Iterator[int]:
         """Starts it, and stops it at the end; gives its port."""
         # Filling a large cache takes longer than a tag stays fresh.
         with machine.pinned(self._bench.cores.server):
@@ -159,7 +167,7 @@ def ask(bench: Bench) -> Answer:
     begin = answer.case(Case("starts", "A start with a full cache beside one with an empty one", starts, ("memory",)))
     hit = answer.case(Case("hits", "CPU per hit with a full cache and with an empty one", hits, hits))
     columns = ("freed", "sweep_seconds", "p99", "worst", "idle_memory", "peak_memory")
-    swept = answer.case(Case("sweep", "A hit after the other while a sweep frees half of the full cache", columns))
+    swept = answer.case(Case("sweep", "A hit after the other while a sweep frees 1 GiB of the full cache", columns))
     site = Site(bench.home / "objects-site")
     image = site.add("library/objects", [_LAYER_BYTES])
     with upstream(bench.home / "objects-upstream", site) as behind:
