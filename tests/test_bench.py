@@ -202,7 +202,7 @@ async def test_a_line_changes_nothing() -> None:
     assert found == content
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("question", "servers"),
     [

@@ -193,13 +193,12 @@ def ask(bench: Bench) -> Answer:
 
 
 def _add_blobs(data: Path, digests: Sequence[str]) -> None:
+    top = data / "blobs" / "sha256"
+    for prefix in sorted({digest[:2] for digest in digests}):
+        (top / prefix).mkdir(mode=0o700, parents=True, exist_ok=True)
+    where = str(top)  # a Path for each of a million would take longer than the files
     for digest in digests:
-        folder = data / "blobs" / "sha256" / digest[:2]
-        try:
-            fd = os.open(folder / digest, os.O_WRONLY | os.O_CREAT, 0o600)
-        except FileNotFoundError:
-            folder.mkdir(mode=0o700, parents=True)
-            fd = os.open(folder / digest, os.O_WRONLY | os.O_CREAT, 0o600)
+        fd = os.open(f"{where}/{digest[:2]}/{digest}", os.O_WRONLY | os.O_CREAT, 0o600)
         os.truncate(fd, _BLOB_BYTES)
         os.close(fd)
 
