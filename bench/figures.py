@@ -82,6 +82,8 @@ class Case:
     """Keys of FIGURES."""
     ratios: Sequence[str] = ()
     """Those of which the mirror's figure over a server's is shown too."""
+    subject: str = "server"
+    """What there is a line for."""
 
 
 @dataclass(slots=True)

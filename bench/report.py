@@ -51,7 +51,7 @@ def markdown(answer: Answer) -> str:
 
 def headings(case: Case) -> list[str]:
     """Of the table of a case; a ratio is the mirror's figure over the server's."""
-    return ["server", *(FIGURES[key].heading for key in case.columns), *_ratio_headings(case)]
+    return [case.subject, *(FIGURES[key].heading for key in case.columns), *_ratio_headings(case)]
 
 
 def lines(answer: Answer, case: Case) -> Iterator[list[str]]:

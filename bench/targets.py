@@ -61,7 +61,7 @@ def _manifests() -> Iterator[Target]:
     for case, times in (("tag", 15), ("digest", 3)):
         named = f"manifest by {case}"
         yield Target(
-            "manifests", f"{named}: CPU µs per request", figure(case, "cpu_per_thousand", times=1e3), 55, digits=0
+            "manifests", f"{named}: CPU µs per request", figure(case, "cpu_per_thousand", times=1e3), 55, digits=1
         )
         yield Target("manifests", f"{named}: CPU ÷ nginx's", over(case, "cpu_per_thousand", _NGINX), 4.5)
         yield Target(

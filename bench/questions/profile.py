@@ -38,7 +38,7 @@ def ask(bench: Bench) -> Answer:
     site = Site(bench.home / "profile-site")
     image = site.add("library/profile", [bench.effort.blob])
     cold = [site.add(f"library/profile-cold-{number}", [bench.effort.blob]) for number in range(2)]
-    kernel = answer.case(Case("kernel", "Of the CPU time, in the kernel", ("kernel_share",)))
+    kernel = answer.case(Case("kernel", "Of the CPU time, in the kernel", ("kernel_share",), subject="work"))
     with upstream(bench.home / "profile-upstream", site) as behind:
         for name, title, works, tls in (
             ("manifest", "Warm manifest by tag", [partial(_manifests, bench, image)] * 2, False),
@@ -47,7 +47,9 @@ def ask(bench: Bench) -> Answer:
             ("cold", "Cold blob", [partial(_cold, one) for one in cold], False),
         ):
             answer.servers[name] = title
-            case = answer.case(Case(name, f"{title}: functions of the event loop's thread", ("share", "calls")))
+            case = answer.case(
+                Case(name, f"{title}: functions of the event loop's thread", ("share", "calls"), subject="function")
+            )
             record(answer, kernel, name, partial(_kernel, bench, behind, image, works[0], tls=tls))
             try:
                 for function, figures in _functions(bench, behind, image, works[1], tls=tls).items():
