@@ -148,6 +148,8 @@ class _Output:
     writer: LineWriter | None = None
     takes_requests = False
     """Whether lines of requests are wanted, and as JSON."""
+    drops_requests = False
+    """Whether they are not wanted, whatever they look like."""
     name = ""
     """What each of them says of the process."""
 
@@ -182,7 +184,8 @@ def configure(
     as_json = not stream.isatty() if force_json is None else force_json
     processors = [*_named(worker), *_processors(as_json=as_json)]
     _output.writer = LineWriter(stream, metrics_dropped, turns=turns)
-    _output.takes_requests = as_json and logging.getLevelNamesMapping()[level.upper()] <= logging.INFO
+    _output.drops_requests = logging.getLevelNamesMapping()[level.upper()] > logging.INFO
+    _output.takes_requests = as_json and not _output.drops_requests
     _output.name = "" if worker is None else f'"worker":{worker},'
     structlog.configure(
         processors=processors,
@@ -200,7 +203,7 @@ def configure(
 def close(timeout: float = CLOSE_SECONDS) -> None:
     """Writes the lines that wait, for at most `timeout` seconds, and lets go of the stream. Idempotent."""
     writer, _output.writer = _output.writer, None
-    _output.takes_requests = False
+    _output.takes_requests = _output.drops_requests = False
     root = logging.getLogger()
     root.handlers[:] = _foreign(root.handlers)
     logging.captureWarnings(capture=False)
@@ -227,6 +230,8 @@ class RequestLine:
 
     def write(self, request_id: str, client: str | None, seconds: float, failure: str | None = None) -> None:
         """Writes the line of one request; `request_id` is of characters that JSON leaves as they are."""
+        if _output.drops_requests:
+            return
         if not _output.takes_requests:
             self._say(request_id, client, seconds, failure)
             return

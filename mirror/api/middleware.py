@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import structlog
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
+from multidict import istr
 
 from mirror.api.connections import Answer, ClientGone, Departure, taken
 from mirror.api.exchange import EXCHANGE, Exchange
@@ -22,6 +23,7 @@ from mirror.log import RequestLine
 from mirror.metrics import Metrics
 from mirror.oci.errors import InvalidRequest, MirrorError, Unknown, UpstreamRefused
 
+_REQUEST_ID_FIELD = istr("X-Request-Id")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 _ids = itertools.count(secrets.randbits(60))
 _CLIENT_GONE = 499
@@ -255,5 +257,5 @@ def _answered(exchange: Exchange) -> dict[str, object]:
 
 
 def _request_id(headers: Mapping[str, str]) -> str:
-    given = headers.get("X-Request-Id")
+    given = headers.get(_REQUEST_ID_FIELD)
     return given if given and _REQUEST_ID.fullmatch(given) else f"{next(_ids):016x}"

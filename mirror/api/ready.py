@@ -8,7 +8,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import NamedTuple
 
-from aiohttp import HttpVersion, HttpVersion11, web
+from aiohttp import HttpVersion, HttpVersion11, hdrs, web
 from multidict import MultiMapping
 
 from mirror.api.forwarded import Forwarded
@@ -74,9 +74,9 @@ class ReadyAnswers:
         """What decides the answer to a request; None where there is more to it than a key can hold."""
         if not keep_alive or version != HttpVersion11 or method not in ("GET", "HEAD"):
             return None
-        if "Range" in headers or "If-None-Match" in headers or "If-Range" in headers:
+        if hdrs.RANGE in headers or hdrs.IF_NONE_MATCH in headers or hdrs.IF_RANGE in headers:
             return None
-        host = (forwarded.host or headers.get("Host")) if self._by_host else None
+        host = (forwarded.host or headers.get(hdrs.HOST)) if self._by_host else None
         if len(target) + len(host or "") > _LONGEST:
             return None
         return method, target, forwarded.prefix, host
