@@ -26,7 +26,7 @@ from mirror.api.secured import Entrance
 from mirror.api.sender import Sender
 from mirror.api.tls import read_files
 from mirror.cache import Cache
-from mirror.config import Settings, need_restart
+from mirror.config import Settings, take_over
 from mirror.download import Downloads
 from mirror.engine import Engine, Lasting, Neighbours
 from mirror.engines import Engines
@@ -224,6 +224,7 @@ class Mirror:
         What is under way ends as it began, no connection is lost, and what upstreams have told us is still known.
         Raises OSError and ValueError where the files for TLS cannot be used; nothing has changed then.
         """
+        settings, restart = take_over(self._begun, settings)
         context = await self._context(settings)
         self._engines.adopt(settings)
         self._entrance.context = context
@@ -233,7 +234,7 @@ class Mirror:
         if isinstance(self._store, Keeper):
             self._store.adjust(settings.storage)
         self.settings = settings
-        return need_restart(self._begun, settings)
+        return restart
 
     def hurry(self) -> None:
         """Cuts the waiting of a running `stop` short; what is to be written still is."""

@@ -20,7 +20,7 @@ from mirror.api.admin import AdminApi, State, admin_listener
 from mirror.api.admission import places, share
 from mirror.api.forwarded import Proxies
 from mirror.api.middleware import Traffic
-from mirror.config import Settings, need_restart, pack
+from mirror.config import Settings, pack, take_over
 from mirror.crew import Crew, Tools
 from mirror.metrics import Metrics
 from mirror.process import raise_descriptor_limit, run
@@ -88,11 +88,13 @@ class Supervisor:
 
     async def reload(self, settings: Settings) -> list[str]:
         """Has all workers go on under another configuration, each as a `Mirror` does; returns what needs a restart."""
+        # A worker that is begun later must find what was begun with, above all the data directory.
+        settings, restart = take_over(self._begun, settings)
         self._keeper.adjust(settings.storage)
         if self._crew is not None:
             self._crew.reload(pack(settings))
         self.settings = settings
-        return need_restart(self._begun, settings)
+        return restart
 
     def hurry(self) -> None:
         """Cuts the waiting of a running `stop` short."""

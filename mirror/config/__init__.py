@@ -1,7 +1,7 @@
 """What an operator sets: from YAML and environment to frozen values."""
 
 from mirror.config.certificates import certificate_ends
-from mirror.config.changes import need_restart
+from mirror.config.changes import take_over
 from mirror.config.checks import warnings
 from mirror.config.describe import effective, settings_table
 from mirror.config.fields import Address
@@ -25,9 +25,9 @@ __all__ = [
     "certificate_ends",
     "effective",
     "load",
-    "need_restart",
     "pack",
     "settings_table",
+    "take_over",
     "unpack",
     "warnings",
 ]

@@ -136,6 +136,8 @@ async def test_keys_that_need_a_restart_are_named(start_mirror: StartMirror, tmp
     for _ in range(2):
         assert await mirror.reload(**changes) == ["listen", "workers", "storage.path", "log_level"]
     assert mirror.metric("mirror_cache_max_bytes") == 5 * MIB
+    assert mirror.app.settings.storage.path == before.storage.path
+    assert mirror.app.settings.listen == before.listen
     assert await mirror.reload(**{key: getattr(before, key) for key in changes}) == []
 
 
