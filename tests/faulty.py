@@ -86,6 +86,8 @@ class FaultyFiles(Files):
         """Every call so far, in order."""
         self.space: tuple[int, int] | None = None
         """What it says of its free bytes, and of all; the truth where this is None."""
+        self.evicted = False
+        """Whether the page cache has lost everything, as far as small blobs are concerned."""
         self.watch: Watch | None = None
         """Called in the calling thread after each call that went well."""
         self._traps: list[Trap] = []
@@ -205,6 +207,9 @@ class FaultyFiles(Files):
     def read(self, fd: int, count: int, offset: int) -> bytes:
         self._before("read", self._paths[fd])
         return super().read(fd, count, offset)
+
+    def read_resident(self, fd: int, count: int) -> bytes | None:
+        return None if self.evicted else super().read_resident(fd, count)
 
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
         path = self._paths[fd]

@@ -59,6 +59,8 @@ class ContentApi:
         assert answer.body is not None
         exchange.result = answer.source
         try:
+            if answer.content is not None:
+                return blob_response(answer, not_modified=False)[0]
             return await self._send(request, answer, answer.body, exchange)
         finally:
             await answer.body.close()

@@ -104,15 +104,8 @@ def manifest_response(answer: ManifestAnswer, ranges: RangeSet | None, *, not_mo
     if answer.content is None:
         headers["Content-Length"] = str(answer.size)
         return web.Response(headers=headers)
-    if ranges is None:
-        return web.Response(body=answer.content, headers=headers)
-    parts = ranges.resolve(answer.size)
-    if len(parts) > 1:
-        multipart = Multipart(parts, answer.size, answer.media_type)
-        headers["Content-Type"] = multipart.content_type
-        return web.Response(status=206, body=multipart.body(answer.content), headers=headers)
-    headers["Content-Range"] = parts[0].content_range(answer.size)
-    return web.Response(status=206, body=answer.content[parts[0].start : parts[0].end + 1], headers=headers)
+    parts = () if ranges is None else ranges.resolve(answer.size)
+    return _whole(headers, answer.content, parts, answer.media_type)
 
 
 def blob_response(answer: BlobAnswer, *, not_modified: bool) -> tuple[web.StreamResponse, Iterable[Section]]:
@@ -120,6 +113,8 @@ def blob_response(answer: BlobAnswer, *, not_modified: bool) -> tuple[web.Stream
     headers = _headers(answer.digest, _BLOB_TYPE, answer.source)
     if not_modified:
         return web.Response(status=304, headers=headers), ()
+    if answer.content is not None:
+        return _whole(headers, answer.content, answer.parts, _BLOB_TYPE), ()
     if len(answer.parts) > 1:
         multipart = Multipart(answer.parts, answer.size, _BLOB_TYPE)
         headers["Content-Type"] = multipart.content_type
@@ -137,6 +132,18 @@ def blob_response(answer: BlobAnswer, *, not_modified: bool) -> tuple[web.Stream
 def etag(digest: Digest) -> str:
     """The strong entity tag of content with this digest (RFC 9110 §8.8.3)."""
     return f'"{digest}"'
+
+
+def _whole(headers: dict[str, str], content: bytes, parts: tuple[ByteRange, ...], media_type: str) -> web.Response:
+    """All of what is at hand, or parts of it, if there are any."""
+    if not parts:
+        return web.Response(body=content, headers=headers)
+    if len(parts) > 1:
+        multipart = Multipart(parts, len(content), media_type)
+        headers["Content-Type"] = multipart.content_type
+        return web.Response(status=206, body=multipart.body(content), headers=headers)
+    headers["Content-Range"] = parts[0].content_range(len(content))
+    return web.Response(status=206, body=content[parts[0].start : parts[0].end + 1], headers=headers)
 
 
 def _headers(digest: Digest, media_type: str, source: str) -> dict[str, str]:

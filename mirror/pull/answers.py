@@ -54,6 +54,7 @@ class BlobAnswer:
     """A blob of `size` bytes, or `parts` of it, if there are any. Whoever gets it closes `body` (None for a HEAD).
 
     `patience`: how long the headers may wait for the first byte; None where they need not, since it is known to come.
+    `content`: the whole blob, where it is small and at hand.
     """
 
     digest: Digest
@@ -62,3 +63,4 @@ class BlobAnswer:
     body: Body | None
     source: Source
     patience: Deadline | None = None
+    content: bytes | None = None

@@ -97,7 +97,7 @@ class BlobPuller:
         except BaseException:
             file.release()
             raise
-        return BlobAnswer(digest, file.size, parts, HeldBody(file, detour), source)
+        return BlobAnswer(digest, file.size, parts, HeldBody(file, detour), source, content=file.content)
 
     # On its way.
 

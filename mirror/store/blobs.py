@@ -152,11 +152,14 @@ class BlobStore:
         """
         if self.checks.is_suspect(digest) and not await self.checks.verified(digest):
             return None
-        pool = self._opening
-        if not await pool.run(self._shelves.is_at_hand, digest, limit=self._patience):
-            pool = self._reading
-            await self._looking.run(digest, lambda: pool.run(self._shelves.size, digest, limit=self._patience))
-        return await pool.run(self._shelves.open, digest, limit=self._patience, unwanted=let_go)
+        patience, shelves, reading = self._patience, self._shelves, self._reading
+        at_hand, file = await self._opening.run(
+            shelves.open_at_hand, digest, limit=patience, unwanted=lambda found: let_go(found[1])
+        )
+        if at_hand:
+            return file
+        await self._looking.run(digest, lambda: reading.run(shelves.size, digest, limit=patience))
+        return await reading.run(shelves.open, digest, limit=patience, unwanted=let_go)
 
     async def remove(self, digest: Digest) -> int:
         """Unlinks a blob; whoever is being sent it still reads on. Returns the bytes it had, 0 if it was gone."""

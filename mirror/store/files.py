@@ -55,6 +55,17 @@ class Files:
                 return True  # not every file system knows; a failing one shows when it is read
         return True
 
+    def read_resident(self, fd: int, count: int) -> bytes | None:
+        """The first `count` bytes, if all of them are in memory; None also where nobody can tell."""
+        if _NOWAIT is None or not count:
+            return None
+        content = bytearray(count)
+        try:
+            done = os.preadv(fd, [content], 0, _NOWAIT)
+        except OSError:
+            return None  # not in memory, or the file system does not know, or it fails, which shows when it is read
+        return bytes(content) if done == count else None
+
     def advise(self, fd: int, advice: int, offset: int = 0, count: int = 0) -> None:
         """Tells the kernel what to do with a part of its page cache: `os.POSIX_FADV_*`; to the end if `count` is 0."""
         os.posix_fadvise(fd, offset, count, advice)
@@ -160,6 +171,8 @@ class SharedFile:
         self.size = size
         """Bytes; for a spool, what had been written when the file was shared."""
         self.files = files
+        self.content: bytes | None = None
+        """All of it, where that was little and in memory when it was opened."""
         self._submit = submit
         self._holders = 1
 

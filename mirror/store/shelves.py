@@ -26,6 +26,9 @@ _HEX_DIGITS = {"sha256": 64, "sha512": 128}
 _STEP = 64
 """Blobs between two looks at the time."""
 
+_SMALL = 64 << 10
+"""Bytes of a blob that costs less to read at once than to send from its file: configurations, signatures, indexes."""
+
 
 @dataclass(frozen=True, slots=True)
 class BlobEntry:
@@ -58,9 +61,14 @@ class Shelves:
         self._share = share
         self._ledger = ledger
 
-    def is_at_hand(self, digest: Digest) -> bool:
-        """Whether `open` needs no disk."""
-        return self._files.at_hand(self._path(digest))
+    def open_at_hand(self, digest: Digest) -> tuple[bool, SharedFile | None]:
+        """Whether `open` needs no disk, and if so, what it gives; with the content of a small blob, if it is there."""
+        if not self._files.at_hand(self._path(digest)):
+            return False, None
+        file = self.open(digest)
+        if file is not None and file.size <= _SMALL:
+            file.content = self._files.read_resident(file.fd, file.size)
+        return True, file
 
     def open(self, digest: Digest) -> SharedFile | None:
         """The blob's file; None where there is none."""

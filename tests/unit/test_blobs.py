@@ -199,6 +199,21 @@ async def until_closed(disk: FaultyFiles) -> None:
     await until(lambda: not disk.open_paths)
 
 
+async def test_a_small_blob_comes_with_its_content(store: BlobStore, disk: FaultyFiles) -> None:
+    """If it is in memory; a large one, and one that the disk has to bring, are left to the sender."""
+    small, large = content(1, 64 << 10), content(2, (64 << 10) + 1)
+    for data, expected in ((small, small), (large, None), (b"", None)):
+        file = await store.open_blob(await put(store, data))
+        assert file is not None
+        assert file.content == expected
+        file.release()
+    disk.evicted = True
+    file = await store.open_blob(Digest.of(small))
+    assert file is not None
+    assert file.content is None
+    file.release()
+
+
 async def test_a_file_outlives_the_pool_that_would_close_it(tmp_path: Path, disk: FaultyFiles) -> None:
     """A request that ends after the store was closed still closes its file."""
     store = BlobStore(tmp_path, disk)
