@@ -62,22 +62,29 @@ class Account:
     """What one process has counted, as last heard. Nothing that it said is heard after `close`."""
 
     def __init__(self, totals: Totals) -> None:
-        self.samples: dict[str, dict[_Key, float]] = {}
-        """By family."""
         self.asked: dict[str, int] = {}
         """When it asked each upstream last: the higher the later."""
         self._totals = totals
+        self._said: Report = {}
+        self._samples: dict[str, dict[_Key, float]] = {}
         self._requests: dict[str, float] = {}
 
     def hear(self, said: Any) -> None:
         """A `Report`, each of which has all that the process has counted so far."""
-        if self not in self._totals.accounts:
-            return
-        self.samples = {
-            family: {(name, tuple(labels.items())): value for name, labels, value in samples}
-            for family, samples in said.items()
-        }
-        self._note_asked()
+        if self in self._totals.accounts:
+            self._said, self._samples = said, {}
+            self._note_asked()
+
+    def samples(self, family: str) -> dict[_Key, float]:
+        """Those of a family. Sorted out when somebody wants them: reports come every second, scrapes do not."""
+        if family not in self._samples:
+            said = self._said.get(family, ())
+            self._samples[family] = {(name, tuple(labels.items())): value for name, labels, value in said}
+        return self._samples[family]
+
+    def families(self) -> Iterator[tuple[str, dict[_Key, float]]]:
+        """All samples, by family."""
+        return ((family, self.samples(family)) for family in self._said)
 
     def close(self) -> None:
         """The process is gone: what it has counted stays. Idempotent."""
@@ -85,9 +92,9 @@ class Account:
 
     def _note_asked(self) -> None:
         requests: dict[str, float] = {}
-        for (name, labels), value in self.samples.get(_ASKING, {}).items():
+        for name, labels, value in self._said.get(_ASKING, ()):
             if name.endswith("_total"):
-                upstream = dict(labels)["upstream"]
+                upstream = labels["upstream"]
                 requests[upstream] = requests.get(upstream, 0) + value
         now = next(self._totals.moments)
         self.asked |= {upstream: now for upstream, count in requests.items() if count != self._requests.get(upstream)}
@@ -116,7 +123,7 @@ class Totals:
         if account not in self.accounts:
             return
         self.accounts.remove(account)
-        for family, samples in account.samples.items():
+        for family, samples in account.families():
             if family not in GAUGES:
                 gone = self._gone.setdefault(family, {})
                 for key, value in samples.items():
@@ -152,14 +159,14 @@ class Totals:
     def _last_heard(self, family: str) -> dict[_Key, float]:
         heard: dict[_Key, tuple[int, float]] = {}
         for account in self.accounts:
-            for key, value in account.samples.get(family, {}).items():
+            for key, value in account.samples(family).items():
                 moment = account.asked.get(dict(key[1])["upstream"], 0)
                 if key not in heard or moment > heard[key][0]:
                     heard[key] = (moment, value)
         return {key: value for key, (_, value) in heard.items()}
 
     def _said(self, family: str) -> list[dict[_Key, float]]:
-        return [account.samples[family] for account in self.accounts if family in account.samples]
+        return [account.samples(family) for account in self.accounts]
 
 
 def _count(into: dict[_Key, float], key: _Key, value: float) -> None:
