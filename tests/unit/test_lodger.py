@@ -331,6 +331,44 @@ async def test_leftovers_count_before_any_worker_is_there(open_house: Open, tmp_
     await after.stop()
 
 
+async def test_another_number_of_workers_finds_what_was_left(open_house: Open) -> None:
+    """Spools go to whoever asks their upstream now: here one process alone."""
+    house = await open_house(max_size=20 * MIB)
+    for worker in house.workers.values():
+        (await worker.spool(content(worker.slot, 2 * MIB))).file.release()
+    await house.stop()
+    house.workers.clear()
+
+    alone = Keeper(house.storage, Metrics())
+    await alone.open()
+    assert set(alone.blobs.leftovers) == {Digest.of(content(slot, 2 * MIB)) for slot in range(2)}
+    assert alone.budget.used - alone.budget.records == 4 * MIB
+    await alone.close()
+
+
+async def test_what_the_keeper_drops_nobody_misses(open_house: Open) -> None:
+    """Who is being sent an evicted blob reads on; one that the scrub has dropped any worker fetches again."""
+    house = await open_house()
+    one, other = house.workers.values()
+    evicted, rotten = await one.put(content(1)), await one.put(content(2))
+    file = await other.lodger.blobs.open_blob(evicted)
+    assert file is not None
+    path_of(house.storage.path, rotten).write_bytes(b"rot")
+    suspect = await house.keeper.blobs.checks.inspect(rotten)
+    assert suspect is not None
+
+    await house.keeper.blobs.remove(evicted)
+    assert await house.keeper.blobs.checks.judge(rotten, suspect, intact=False)
+    suspect.release()
+
+    assert await other.lodger.blobs.read(file, file.size, 0) == content(1)
+    file.release()
+    for digest, number in ((evicted, 1), (rotten, 2)):
+        assert await read(other.lodger.blobs, digest) is None
+        assert await one.put(content(number)) == digest
+        assert await read(other.lodger.blobs, digest) == content(number)
+
+
 # Doubts
 
 
