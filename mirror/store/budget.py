@@ -222,7 +222,9 @@ class Budget:
     async def _reserve(self, size: int) -> Reservation | None:
         if self._over_budget(size) > 0 and not self.counted:
             await self.scan(self._over_budget(size))
-        await self._make_room_for(self._over_budget(size), "budget")
+        # Again where that was not enough: a blob that is committed meanwhile counts twice for a moment.
+        while await self._make_room_for(self._over_budget(size), "budget"):
+            pass
         short_of_free = await self._below_free(size)
         if short_of_free > 0:
             await self._make_room_for(short_of_free, "min_free")
@@ -234,10 +236,11 @@ class Budget:
         self.show()
         return reservation
 
-    async def _make_room_for(self, shortfall: int, reason: str) -> None:
-        """Frees `shortfall` bytes, or nothing where all that is held would not be enough."""
+    async def _make_room_for(self, shortfall: int, reason: str) -> int:
+        """Frees `shortfall` bytes, or nothing where all that is held would not be enough; returns what was freed."""
         if 0 < shortfall <= self.committed + self._left_over:
-            await self.make_room(shortfall, reason)
+            return await self.make_room(shortfall, reason)
+        return 0
 
     def _over_budget(self, size: int) -> int:
         return self.used + size - self._storage.max_size

@@ -338,6 +338,31 @@ async def test_a_failing_disk_makes_fills_pass_through(open_shop: Open, method: 
 # Before the first count
 
 
+async def test_what_is_kept_while_room_is_made_costs_nobody_a_place(
+    open_shop: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob counts beside its reservation for a moment; whoever asks for room then gets it all the same."""
+    shop = await open_shop()
+    await shop.put(*[20 * KIB] * 4)
+    first, data = await reserved(shop, 20 * KIB), content(9, 20 * KIB)
+    made = await spool(shop.blobs, data)
+    remove = shop.blobs.remove_unused
+
+    async def meanwhile(victims: Any) -> list[int]:
+        if not path_of(shop.blobs.root, made.digest).exists():
+            await shop.blobs.commit(made)
+        return await remove(victims)
+
+    monkeypatch.setattr(shop.blobs, "remove_unused", meanwhile)
+    second = await reserved(shop, 20 * KIB)
+
+    assert shop.budget.used <= 100 * KIB
+    first.end()
+    second.end()
+    made.file.release()
+    assert shop.budget.used == shop.on_disk == 60 * KIB
+
+
 async def test_nothing_is_reserved_before_anything_is_known(open_shop: Open) -> None:
     """The first fill waits for the count, which goes on for all."""
     shop = await open_shop()
