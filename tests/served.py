@@ -65,7 +65,7 @@ class Served:
 
     async def told(self, event: str) -> None:
         """Waits until it has logged an event."""
-        await until(lambda: any(json.loads(line)["event"] == event for line in self.lines if line.startswith("{")), 15)
+        await until(lambda: any(json.loads(line)["event"] == event for line in self.lines if line.startswith("{")), 60)
 
     async def ended(self, limit: float = 15.0) -> int:
         """Its exit code, once it has ended and all its lines are here."""

@@ -359,6 +359,7 @@ async def served(upstream: FakeRegistry, tmp_path: Path, request: pytest.Fixture
     await process.stop()
 
 
+@pytest.mark.timeout(120)  # several processes have to start, on however busy a machine
 async def test_sighup_has_the_file_read_again(served: Served, upstream: FakeRegistry) -> None:
     """What is right counts; what is wrong changes nothing and is told as `check-config` tells it; what needs a restart
     is named.
@@ -367,7 +368,7 @@ async def test_sighup_has_the_file_read_again(served: Served, upstream: FakeRegi
     async def answers(path: str, status: int) -> None:
         """Waits until every worker answers so: they hear of it one after the other."""
         run = 0
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while run < 20:
                 run = run + 1 if (await served.get(path))[0] == status else 0
 

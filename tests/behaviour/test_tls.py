@@ -191,14 +191,14 @@ async def test_an_answer_that_breaks_off_ends_short_of_its_length(
 
 async def test_a_client_that_takes_nothing_is_cut_off(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
     """The kernel sees to that, over TLS as well; others are served meanwhile."""
-    mirror = await start_mirror(tls=SERVER, timeouts=short_timeouts(client=0.5))
+    mirror = await start_mirror(tls=SERVER, timeouts=short_timeouts(client=2.0))
     blob = upstream.put_blob("library/demo", 30 << 20)
     async with connected(mirror) as (_, writer):
         writer.write(f"GET /v2/demo/blobs/{blob.digest} HTTP/1.1\r\nHost: mirror\r\n\r\n".encode())
         await counted(mirror, 1)
         assert (await mirror.blob("demo", blob.digest)).body == blob.content
         await mirror.session.close()
-        await counted(mirror, 0)
+        await counted(mirror, 0, 15)
         await mirror.app.traffic.recorded()
         assert mirror.metric("mirror_requests_total", status="499") == 1
 
