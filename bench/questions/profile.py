@@ -38,7 +38,7 @@ def ask(bench: Bench) -> Answer:
     site = Site(bench.home / "profile-site")
     image = site.add("library/profile", [bench.effort.blob])
     cold = [site.add(f"library/profile-cold-{number}", [bench.effort.blob]) for number in range(2)]
-    kernel = answer.case(Case("kernel", "Of the CPU time, in the kernel", ("kernel_share",), subject="work"))
+    kernel = answer.case(Case("kernel", "Of the CPU time", ("kernel_share", "loop_share"), subject="work"))
     with upstream(bench.home / "profile-upstream", site) as behind:
         for name, title, works, tls in (
             ("manifest", "Warm manifest by tag", [partial(_manifests, bench, image)] * 2, False),
@@ -74,10 +74,12 @@ def _cold(image: Image, port: int) -> None:
 
 def _kernel(bench: Bench, behind: Upstream, image: Image, work: Work, *, tls: bool) -> Mapping[str, float]:
     with _mirror(bench, behind, image, (), tls=tls) as (process, port):
-        before = _times(process.pid)
+        whole, loop = Path(f"/proc/{process.pid}"), Path(f"/proc/{process.pid}/task/{process.pid}")
+        before, loop_before = _times(whole), _times(loop)
         work(port)
-        user, system = (now - then for now, then in zip(_times(process.pid), before, strict=True))
-    return {"kernel_share": 100 * system / (user + system)}
+        user, system = (now - then for now, then in zip(_times(whole), before, strict=True))
+        own = sum(_times(loop)) - sum(loop_before)
+    return {"kernel_share": 100 * system / (user + system), "loop_share": 100 * own / (user + system)}
 
 
 def _functions(
@@ -128,9 +130,9 @@ def _mirror(
         process.stop(seconds=_STOP_SECONDS)
 
 
-def _times(pid: int) -> tuple[float, float]:
-    """User and system seconds of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+def _times(what: Path) -> tuple[float, float]:
+    """User and system seconds of a process, or of one of its threads, by its directory in /proc."""
+    fields = (what / "stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) / _TICKS, int(fields[12]) / _TICKS
 
 
