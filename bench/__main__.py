@@ -39,10 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
         if answer is None:
             good = False
             continue
-        report.show(console, answer)
-        good = good and not any(row.failure for rows in answer.rows.values() for row in _of_mirror(rows))
         if options.json:
             report.write(options.json, about, [answer])
+        report.show(console, answer)
+        good = good and not any(row.failure for rows in answer.rows.values() for row in _of_mirror(rows))
     console.print("Ratios: the mirror's figure over this server's in the same round, median of the rounds.")
     return 0 if good else 1
 
