@@ -119,6 +119,27 @@ async def test_a_call_that_hangs_keeps_one_thread(tmp_path: Path, content: bytes
     transfers.close()
 
 
+async def test_several_clients_are_sent_to_at_the_same_time(tmp_path: Path, content: bytes, stack: ExitStack) -> None:
+    """Three threads are inside the kernel at once while the loop turns: that many cores can be at it."""
+    together = threading.Barrier(3)
+
+    class Meeting(Files):
+        def sendfile(self, out: int, fd: int, offset: int, count: int) -> int:
+            if not offset:
+                together.wait(10)
+            return super().sendfile(out, fd, offset, count)
+
+    transfers = Transfers(3)
+    file = share(tmp_path / "blob", content, stack, Meeting())
+    pairs = [Pair(stack) for _ in range(3)]
+    sending = [transfers.begin(transfer(pair, file)) for pair in pairs]
+    for pair, sent in zip(pairs, sending, strict=True):
+        assert await pair.read(SIZE) == content
+        assert await sent == SIZE
+    assert not together.broken
+    transfers.close()
+
+
 async def test_bytes_on_the_disk_are_not_waited_for(
     one_thread: Transfers, tmp_path: Path, content: bytes, stack: ExitStack
 ) -> None:
