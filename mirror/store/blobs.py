@@ -158,7 +158,8 @@ class BlobStore:
         )
         if at_hand:
             return file
-        await self._looking.run(digest, lambda: reading.run(shelves.size, digest, limit=patience))
+        if not await self._looking.run(digest, lambda: reading.run(shelves.holds, digest, limit=patience)):
+            return None
         return await reading.run(shelves.open, digest, limit=patience, unwanted=let_go)
 
     async def remove(self, digest: Digest) -> int:

@@ -70,6 +70,14 @@ class Shelves:
             file.content = self._files.read_resident(file.fd, file.size)
         return True, file
 
+    def holds(self, digest: Digest) -> bool:
+        """Whether there is such a blob, of whatever length."""
+        try:
+            self._files.stat(self._path(digest))
+        except FileNotFoundError:
+            return False
+        return True
+
     def open(self, digest: Digest) -> SharedFile | None:
         """The blob's file; None where there is none."""
         try:
