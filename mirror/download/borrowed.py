@@ -66,6 +66,8 @@ class Borrowed:
         """Whether the other worker has not begun."""
         self.joined = False
         """Whether it had begun before we asked."""
+        self.alone = False
+        """Whether the other worker did not say a word."""
         self._digest = digest
         self._sources = sources
         self._tools = tools
@@ -110,7 +112,7 @@ class Borrowed:
             news: Spooling | Held | Passing = await self._ask()
             file = await self._file(news)
         except (Silent, Lost):
-            file = None
+            self.alone, file = True, None
         except StorageError as error:
             self._tools.cache.trouble.note("blobs", error)
             file = None
@@ -185,7 +187,9 @@ class Borrowed:
             await self._leave()
             # By our own number: where nothing is noted of a repository yet, each worker has another one for it.
             self._asked = await self._tools.cache.question(self._sources.all[0])
-            self._talk = await self._talking.enter_async_context(self._peers.talk(self._question(), since=heard))
+            self._talk = await self._talking.enter_async_context(
+                self._peers.talk(self._question(), since=heard, revived=self._losses > 0)
+            )
             try:
                 while True:
                     news = await self._hear(self._talk)

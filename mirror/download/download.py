@@ -128,6 +128,11 @@ class Download:
         return isinstance(self._attempt, Borrowed) and self._attempt.joined
 
     @property
+    def alone(self) -> bool:
+        """Whether it goes without the worker that should make it."""
+        return isinstance(self._attempt, Borrowed) and self._attempt.alone
+
+    @property
     def goes_on(self) -> bool:
         """Whether there will be another attempt, if this one has failed."""
         return self._failure is None

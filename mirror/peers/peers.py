@@ -28,6 +28,8 @@ _IDLE = 16
 """Connections to it that are kept for the next ones."""
 _REST_SECONDS = 1.0
 """How long who was silent is not asked: each that asked would wait again."""
+_REVIVAL = 4
+"""Times that silence: how long somebody in the middle of a blob waits for a worker that is started again."""
 _AGAIN_SECONDS = 0.05
 """Between attempts to connect to who does not listen at the moment."""
 _LOOK_SECONDS = 0.1
@@ -80,12 +82,16 @@ class Peers:
                 heard = max(heard, talk.heard)
 
     @asynccontextmanager
-    async def talk(self, question: Question, since: float | None = None) -> AsyncIterator[Talk]:
+    async def talk(
+        self, question: Question, since: float | None = None, *, revived: bool = False
+    ) -> AsyncIterator[Talk]:
         """The question, asked; whoever leaves before the end takes it back.
 
         Raises Silent, also where the owner was silent just now, and UpstreamUnavailable, reason queue. `since`: when
-        the owner was last heard of, on the monotonic clock; None for now.
+        the owner was last heard of, on the monotonic clock; None for now. `revived`: it has died, and a process takes
+        longer to begin than one that is there takes to say a word.
         """
+        silence = _REVIVAL * self._silence if revived else self._silence
         slot = self._owner(question.host)
         name = self._names[slot]
         heard = time.monotonic() if since is None else since
@@ -95,9 +101,9 @@ class Peers:
         try:
             self._check_silence(name)
             place = await self._places[name].take(name, self._silence)
-            wire = await self._connect(name, heard + self._silence)
+            wire = await self._connect(name, heard + silence)
             wire.write(Kind.ASK, _encoder.encode(question))
-            talk = Talk(wire, self._silence)
+            talk = Talk(wire, self._silence, heard + silence - time.monotonic())
             try:
                 yield talk
             finally:
@@ -170,12 +176,14 @@ class Peers:
 class Talk:
     """A question that was asked. `answer` is there after its `end`; `heard`: when we last had a word."""
 
-    def __init__(self, wire: Wire, silence: float) -> None:
+    def __init__(self, wire: Wire, silence: float, first: float) -> None:
+        """`silence` in seconds, and as many before the `first` word."""
         self.answer = b""
         self.done = False
         self.heard = time.monotonic()
         self._wire = wire
         self._silence = silence
+        self._first: float | None = first
 
     async def hear(self) -> tuple[Kind, bytes]:
         """The next news or data, or the answer, after which there is nothing. Raises MirrorError, Silent and Lost."""
@@ -202,7 +210,8 @@ class Talk:
         self._wire.write(Kind.TELL, _encoder.encode(told))
 
     async def _frame(self) -> tuple[Kind, bytes] | None:
-        for seconds in (self._silence, _LOOK_SECONDS):
+        first, self._first = self._first, None
+        for seconds in (self._silence if first is None else first, _LOOK_SECONDS):
             try:
                 async with asyncio.timeout(seconds):
                     return await self._wire.read()

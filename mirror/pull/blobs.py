@@ -112,6 +112,8 @@ class BlobPuller:
                 download.keep_on()
             if download.joined:
                 source = Source.JOINED
+            elif download.alone and source is Source.MISS:
+                source = Source.BYPASS
             if source is Source.JOINED:
                 self._metrics.download_joins.labels(upstream=target.upstream.entry).inc()
         except UpstreamTimeout as error:
