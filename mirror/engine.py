@@ -50,6 +50,9 @@ from mirror.transport.gate import Gate
 from mirror.upstream import Upstreams
 
 T = TypeVar("T")
+_HOP = 0.95
+"""Share of `first_byte` that the asking itself has where there are several workers: what came of it has to cross to who
+waits while that one still does, or another error would be told."""
 _SECRET_BYTES = 16 << 20
 """Of tokens and challenges: how long one is, and the names by which it is found, is an upstream's choice."""
 
@@ -118,17 +121,18 @@ class Engine:
             Peers(neighbours.names, neighbours.me, metrics, timeouts.peer) if neighbours is not None else None
         )
         onlooker = Onlooker(cache, router)
+        asking = timeouts if peers is None else timeouts.model_copy(update={"first_byte": _HOP * timeouts.first_byte})
         silence = silence_by_owner(peers, router, upstreams.silence)
 
         # What is done with it.
-        tools = Tools(upstreams, cache, metrics, timeouts, lasting.lanes)
+        tools = Tools(upstreams, cache, metrics, asking, lasting.lanes)
         self.downloads = Downloads(
             tools,
             abandon_below=settings.abandon_below,
             flights=lasting.flights,
             peers=peers,
             far_tools=(
-                Tools(FarUpstreams(upstreams, peers), onlooker, metrics, timeouts, lasting.lanes) if peers else None
+                Tools(FarUpstreams(upstreams, peers), onlooker, metrics, asking, lasting.lanes) if peers else None
             ),
         )
         self.renewals = Renewals(cache, router)
@@ -137,11 +141,11 @@ class Engine:
             NearWitness(cache, upstreams, metrics),
             lambda peers: FarWitness(peers, NearWitness(onlooker, upstreams, metrics)),
         )
-        self._permissions = Permissions(cache, witness, self.renewals, timeouts.first_byte)
+        self._permissions = Permissions(cache, witness, self.renewals, asking.first_byte)
         asker: Callable[[Target], Asker] = _chosen(
             peers,
-            ManifestAsker(cache, upstreams, metrics, timeouts.first_byte),
-            lambda peers: FarAsker(peers, ManifestAsker(onlooker, upstreams, metrics, timeouts.first_byte), router),
+            ManifestAsker(cache, upstreams, metrics, asking.first_byte),
+            lambda peers: FarAsker(peers, ManifestAsker(onlooker, upstreams, metrics, asking.first_byte), router),
         )
         self._manifests = ManifestPuller(cache, asker, self.renewals, router, metrics, timeouts)
         blobs = BlobPuller(cache, self.downloads, self._permissions, metrics, timeouts)
@@ -149,8 +153,10 @@ class Engine:
         self._lists = Lists(
             cache, router, metrics, timeouts, silence, ListsElsewhere(peers, alone) if peers is not None else None
         )
-        tags = TagsPuller(cache, upstreams, self._lists, timeouts.first_byte)
-        referrers = ReferrersPuller(cache, upstreams, self._manifests, self._lists, timeouts.first_byte)
+        tags = TagsPuller(cache, upstreams, self._lists, timeouts.first_byte, asking.first_byte)
+        referrers = ReferrersPuller(
+            cache, upstreams, self._manifests, self._lists, timeouts.first_byte, asking.first_byte
+        )
 
         # Who asks us.
         content = ContentApi(self._manifests, blobs, traffic, sender)

@@ -12,7 +12,6 @@ from typing import Any, Self
 
 from mirror.channel import Channel
 from mirror.config import Address, Timeouts, UpstreamSettings
-from mirror.config.names import HUB
 from mirror.metrics import Metrics
 from mirror.server import Post
 from mirror.sockets import bind, meeting_point, new_crowd
@@ -77,7 +76,7 @@ class Worker(RunningMirror):
 class Crowd:
     """Workers in front of `upstreams`; options are those of RunningMirror, for each of them.
 
-    Docker Hub, the default, is the `owner`'s to ask; `other` is somebody else.
+    The first of these upstreams is the `owner`'s to ask; `other` is somebody else.
     """
 
     def __init__(
@@ -121,8 +120,8 @@ class Crowd:
 
     @property
     def owner(self) -> Worker:
-        """Who asks Docker Hub."""
-        return self.owner_of(HUB)
+        """Who asks the first upstream."""
+        return self.owner_of(next(iter(self.upstreams)))
 
     @property
     def other(self) -> Worker:
@@ -137,6 +136,12 @@ class Crowd:
     def metric(self, name: str, **labels: str) -> float:
         """As of RunningMirror, of all workers together."""
         return sum(worker.metric(name, **labels) for worker in self.workers)
+
+    async def restart(self) -> None:
+        """A clean stop of all, and a start."""
+        await asyncio.gather(*(worker.stop() for worker in self.workers))
+        for worker in self.workers:
+            await worker.start()
 
     async def quiet(self) -> None:
         """Waits until no download is under way anywhere."""

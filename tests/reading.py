@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from multidict import CIMultiDict
 
+from mirror.store.budget import Budget
 from tests.harness import RunningMirror
 
 _PIECE = 64 << 10
@@ -148,9 +149,12 @@ async def settled(mirror: RunningMirror, limit: float = 5.0) -> None:
             await asyncio.sleep(0.005)
 
 
-def left_behind(mirror: RunningMirror) -> dict[str, object]:
-    """What a download that came to nothing must not leave; empty where there is nothing."""
-    budget = mirror.app.budget
+def left_behind(mirror: RunningMirror, budget: Budget | None = None) -> dict[str, object]:
+    """What a download that came to nothing must not leave; empty where there is nothing.
+
+    `budget`: where another process has it.
+    """
+    budget = budget or mirror.app.budget
     found = {
         "spools": spools(mirror),
         "bytes": budget.used - budget.committed - budget.records,

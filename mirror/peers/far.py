@@ -18,6 +18,9 @@ from mirror.store.shapes import LinkRecord
 from mirror.transport import BlobStream, Deadline
 from mirror.upstream import Upstreams
 
+_HOP = 0.95
+"""Share of the time that the other worker has: its answer has to cross."""
+
 
 class FarStream:
     """A blob on its way from another worker; the same as transport.BlobStream."""
@@ -56,9 +59,7 @@ class FarUpstreams:
 
     async def head_blob(self, target: Target, digest: Digest, deadline: Deadline) -> int | None:
         """The blob's size in bytes, as its upstream says; None where it has the blob and tells no size."""
-        question = AskClaim(
-            host=target.upstream.host, repository=target.repository, within=deadline.remaining(), digest=str(digest)
-        )
+        question = AskClaim(host=target.upstream.host, repository=target.repository, digest=str(digest))
         try:
             return (await deadline.bound(self._peers.ask(question, LinkRecord), f"{target}@{digest}")).size
         except Silent:
@@ -75,7 +76,7 @@ class FarUpstreams:
         question = AskBytes(
             host=target.upstream.host,
             repository=target.repository,
-            within=deadline.remaining(),
+            within=_HOP * deadline.remaining(),
             digest=str(digest),
             start=byte_range.start if byte_range is not None else None,
             end=byte_range.end if byte_range is not None else None,

@@ -15,11 +15,11 @@ _KINDS: dict[str, type[MirrorError]] = {
 
 
 class _Question(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """`host` and `repository` as the upstream names them; `within`: seconds that whoever asks waits."""
+    """`host` and `repository` as the upstream names them; after `within` seconds no answer is of use."""
 
     host: str
     repository: str
-    within: float = 60.0
+    within: float = 600.0
 
 
 class AskManifest(_Question, frozen=True, array_like=True, tag="manifest"):

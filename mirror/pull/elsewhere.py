@@ -76,9 +76,7 @@ class FarWitness:
 
     async def claim(self, target: Target, digest: Digest, deadline: Deadline) -> LinkRecord:
         """As of Witness."""
-        question = AskClaim(
-            host=target.upstream.host, repository=target.repository, within=deadline.remaining(), digest=str(digest)
-        )
+        question = AskClaim(host=target.upstream.host, repository=target.repository, digest=str(digest))
         try:
             return await self._peers.ask(question, LinkRecord)
         except Silent:
@@ -89,7 +87,6 @@ class FarWitness:
         question = AskProof(
             host=target.upstream.host,
             repository=target.repository,
-            within=deadline.remaining(),
             digest=str(digest),
             size=size,
             offset=ours.offset,
@@ -107,7 +104,6 @@ class FarWitness:
             AskRenewal(
                 host=target.upstream.host,
                 repository=target.repository,
-                within=deadline.remaining(),
                 kind="blob",
                 digest=str(digest),
             ),

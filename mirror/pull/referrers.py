@@ -37,13 +37,21 @@ class ReferrersPuller:
     """Answers GET and HEAD of referrers."""
 
     def __init__(
-        self, cache: Cache, upstreams: Upstreams, manifests: ManifestPuller, lists: Lists, first_byte: float
+        self,
+        cache: Cache,
+        upstreams: Upstreams,
+        manifests: ManifestPuller,
+        lists: Lists,
+        first_byte: float,
+        asking: float,
     ) -> None:
+        """Seconds: how long a client waits at most, and an upstream is asked."""
         self._cache = cache
         self._upstreams = upstreams
         self._manifests = manifests
         self._lists = lists
         self._first_byte = first_byte
+        self._asking = asking
         self._without: Bounded[Target, Deadline] = Bounded(_REPOSITORIES)
 
     async def get(
@@ -90,7 +98,7 @@ class ReferrersPuller:
         return await self._by_tag(target, Tag(fallback_tag(subject)))
 
     async def _gather(self, target: Target, subject: Digest, query: str) -> Gathered:
-        deadline = Deadline.after(self._first_byte)
+        deadline = Deadline.after(self._asking)
 
         async def page(query: str) -> ListPage:
             found = await self._upstreams.referrers(target, subject, query, deadline)
@@ -100,7 +108,7 @@ class ReferrersPuller:
                 raise UpstreamUnavailable(f"{target}: its referrers do not go on", reason="page")
             raise _NoApi(found)
 
-        return await gather(page, query, Deadline.after(self._first_byte / 2))
+        return await gather(page, query, Deadline.after(self._asking / 2))
 
     async def _has_listed(self, target: Target, subject: Digest) -> bool:
         """Whether its API itself has told us of something attached, which the lack of a tag must not hide."""
@@ -129,7 +137,7 @@ class ReferrersPuller:
     async def _check_repository(self, target: Target, tag: Tag) -> None:
         """Raises NameUnknown where the repository has gone with the tag: a HEAD's 404 has no body to say so."""
         try:
-            await self._upstreams.get_manifest(target, tag, Deadline.after(self._first_byte))
+            await self._upstreams.get_manifest(target, tag, Deadline.after(self._asking))
         except ManifestUnknown:
             pass  # only the tag has gone
 

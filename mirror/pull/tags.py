@@ -36,11 +36,13 @@ class TagsAnswer:
 class TagsPuller:
     """Answers GET and HEAD of tag lists."""
 
-    def __init__(self, cache: Cache, upstreams: Upstreams, lists: Lists, first_byte: float) -> None:
+    def __init__(self, cache: Cache, upstreams: Upstreams, lists: Lists, first_byte: float, asking: float) -> None:
+        """Seconds: how long a client waits at most, and an upstream is asked."""
         self._cache = cache
         self._upstreams = upstreams
         self._lists = lists
         self._first_byte = first_byte
+        self._asking = asking
 
     async def get(self, target: Target, count: int | None, last: str | None, cursor: str = "") -> TagsAnswer:
         """At most `count` tags (None: as many as there are), those after `last`, which need not exist.
@@ -81,9 +83,9 @@ class TagsPuller:
 
     async def _gather(self, target: Target, query: str) -> Gathered:
         """The tags from the upstream's own `query` on, or all of them."""
-        deadline = Deadline.after(self._first_byte)
+        deadline = Deadline.after(self._asking)
         # Half of the time for gathering: the last page needs some, too, and whoever asked has waited for all of them.
-        until = Deadline.after(self._first_byte / 2)
+        until = Deadline.after(self._asking / 2)
 
         async def page(query: str) -> ListPage:
             try:

@@ -1,6 +1,7 @@
-"""Plays the whole table, or the rows that are named: `python -m tests.faults [ROW ...]`.
+"""Plays the whole table, or the rows that are named: `python -m tests.faults [--workers N] [ROW ...]`.
 
-Rows by name tell their story. The whole table, where nothing was wrong in it, is noted for the documentation.
+Rows by name tell their story. The whole table, where nothing was wrong in it, is noted for the documentation, unless it
+was played with several workers.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from tests.faults.scene import Story
 from tests.faults.table import write_table
 
 
-def main(names: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Returns how many rows were wrong."""
+    workers, names = 1, arguments
+    if arguments[:1] == ["--workers"]:
+        workers, names = int(arguments[1]), arguments[2:]
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # the fake's: clients leave it all the time
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info" if names else "critical"))
     rows = [Row.of(name) for name in names] or every_row()
@@ -42,11 +46,11 @@ def main(names: list[str]) -> int:
             print(f"{len(stories)} of {len(rows)} rows", flush=True)
 
     began = time.monotonic()
-    for complaint in asyncio.run(play_all(rows, told)):
+    for complaint in asyncio.run(play_all(rows, told, workers=workers)):
         print(complaint)
         wrong += 1
     print(f"{len(rows)} rows in {time.monotonic() - began:.0f} s, {wrong} wrong")
-    if not names and not wrong:
+    if not names and not wrong and workers == 1:
         write_table(stories)
     return wrong
 

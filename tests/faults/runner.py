@@ -21,7 +21,9 @@ AT_ONCE = 16
 """Most rows wait for a time limit most of the time; more of them would have healthy upstreams miss one."""
 
 
-async def play_all(rows: Iterable[Row], told: Callable[[Row, Story | BaseException], None]) -> list[str]:
+async def play_all(
+    rows: Iterable[Row], told: Callable[[Row, Story | BaseException], None], *, workers: int = 1
+) -> list[str]:
     """Plays the rows in order, AT_ONCE at a time; `told` hears of each what came of it.
 
     Returns what the event loop complained of: exceptions that nobody heard, tasks that nobody awaited.
@@ -35,7 +37,7 @@ async def play_all(rows: Iterable[Row], told: Callable[[Row, Story | BaseExcepti
     async def one(row: Row) -> None:
         async with slots:
             try:
-                told(row, await _play(row, pulse))
+                told(row, await _play(row, pulse, workers))
             except Exception as error:
                 told(row, error)
 
@@ -50,12 +52,12 @@ async def play_all(rows: Iterable[Row], told: Callable[[Row, Story | BaseExcepti
     return complaints
 
 
-async def _play(row: Row, pulse: Pulse) -> Story:
+async def _play(row: Row, pulse: Pulse, workers: int) -> Story:
     """Plays a row; again, a few times, where it went wrong while the machine stood still."""
     for left in reversed(range(_PLAYS)):
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="mirror-fault-") as folder:
-            story = await Scene(row, Path(folder) / "data").play()
+            story = await Scene(row, Path(folder) / "data", workers=workers).play()
         if not left or pulse.steady_since(began) or not judge(story):
             break
     return story
@@ -64,7 +66,8 @@ async def _play(row: Row, pulse: Pulse) -> Story:
 class Runner:
     """Begins to play its rows when it is made; `story` waits for one of them."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row], *, workers: int = 1) -> None:
+        self._workers = workers
         self._stories: dict[Row, Future[Story]] = {row: Future() for row in rows}
         self._complaints: Future[list[str]] = Future()
         self._loop: asyncio.AbstractEventLoop
@@ -89,7 +92,7 @@ class Runner:
 
     async def _play(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        playing = asyncio.create_task(play_all(self._stories, self._told))
+        playing = asyncio.create_task(play_all(self._stories, self._told, workers=self._workers))
         playing.add_done_callback(lambda _: self._note_complaints(playing))
         self._begun.set()
         await self._over.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -15,7 +16,9 @@ from typing import Any
 from pydantic import SecretStr
 
 from mirror.config import Timeouts, UpstreamSettings
+from mirror.store.budget import Budget
 from tests.clock import Clock
+from tests.crowd import PATIENT, Crowd
 from tests.faults.clients import Client, Heard, Shelf
 from tests.faults.expectations import WRONG, rule_of
 from tests.faults.grammar import KINDS, MANY, SIZE, Row
@@ -64,15 +67,20 @@ class Story:
 class Scene:
     """Use `play`."""
 
-    def __init__(self, row: Row, path: Path) -> None:
+    def __init__(self, row: Row, path: Path, *, workers: int = 1) -> None:
+        """`workers`: where there are more than one, they are asked by turns, beginning with one that has to ask another
+        one, which alone asks the upstream.
+        """
         self.row = row
         self.kind = KINDS[row.kind]
         self.trouble = TROUBLES[row.trouble]
         self.story = Story(row)
         self.clock = Clock()
         self._path = path
+        self._workers = workers
+        self._crowd: Crowd | None = None
         self.upstream: FakeRegistry
-        self.mirror: RunningMirror
+        self.mirrors: tuple[RunningMirror, ...]
         self.stage: Stage
         self.client: Client
 
@@ -89,7 +97,7 @@ class Scene:
             await self.stage.clear()
             await self._recover("once the trouble is over")
             if sum(map(ord, self.row.id)) % _RESTARTED == 0:
-                await self.mirror.restart()
+                await self._restart()
                 await self._recover("after a restart")
             await self._settle("in the end")
             self._look("in the end")
@@ -107,33 +115,50 @@ class Scene:
             asked = "blob" if is_token and self.row.moment == "resume" else "tag" if is_token else self.row.kind
             self.client = Client(asked, self.shelf, prefix_holds=self.row.trouble not in _WRONG_BYTES)
             settings = UpstreamSettings(url=self.upstream.url, **login)
-            self.mirror = RunningMirror(
-                self._path,
-                {HOST: settings},
-                clock=self.clock,
-                timeouts=timeouts(),
-                tag_ttl=TTL,
-                default_upstream=HOST,
-                abandon_below=SIZE // 8,
-            )
+            options: dict[str, Any] = {
+                "clock": self.clock,
+                "tag_ttl": TTL,
+                "default_upstream": HOST,
+                "abandon_below": SIZE // 8,
+            }
             try:
-                async with self.mirror:
+                async with self._running({HOST: settings}, options):
                     await self._find_room()
                     yield
             finally:
                 self.upstream.clear_faults()
 
+    @contextlib.asynccontextmanager
+    async def _running(self, upstreams: dict[str, UpstreamSettings], options: dict[str, Any]) -> AsyncIterator[None]:
+        if self._workers == 1:
+            async with RunningMirror(self._path, upstreams, timeouts=timeouts(), **options) as mirror:
+                self.mirrors = (mirror,)
+                yield
+            return
+        limits = timeouts().model_copy(update={"peer": PATIENT})
+        async with Crowd(self._path, upstreams, workers=self._workers, timeouts=limits, **options) as crowd:
+            self._crowd = crowd
+            self.mirrors = (crowd.other, *(worker for worker in crowd.workers if worker is not crowd.other))
+            yield
+
+    async def _restart(self) -> None:
+        await (self._crowd or self.mirrors[0]).restart()
+
+    @property
+    def _budget(self) -> Budget:
+        return self._crowd.keeper.budget if self._crowd is not None else self.mirrors[0].app.budget
+
     async def _find_room(self) -> None:
         """Lets the mirror look at its disk now: on a busy one the first download would not wait for it."""
         async with asyncio.timeout(_PATIENCE):
-            while (room := await self.mirror.app.budget.reserve(1)) is None:
+            while (room := await self._budget.reserve(1)) is None:
                 pass
         room.end()
 
     # The trouble.
 
     async def _age(self) -> None:
-        heard = await self.client.ask(self.mirror)
+        heard = await self.client.ask(self.mirrors[0])
         assert heard.word == "right", f"the copy came as {heard}"
         self.clock.forward(TTL + 1)
         self.shelf.renew()
@@ -144,7 +169,8 @@ class Scene:
         gate = self._gate()
         rule = await self.stage.bring_on()
         clients = MANY if self.row.audience == "many" else 1
-        asking = [asyncio.create_task(self.client.ask(self.mirror)) for _ in range(clients)]
+        asked = itertools.islice(itertools.cycle(self.mirrors), clients)
+        asking = [asyncio.create_task(self.client.ask(mirror)) for mirror in asked]
         try:
             async with asyncio.timeout(_PATIENCE):
                 await self._all_there(clients, gate)
@@ -171,7 +197,7 @@ class Scene:
             return
         if gate is not None:
             await gate.reached.wait()
-        while self.mirror.app.traffic.active < clients:  # noqa: ASYNC110 - nobody is told of those who join others
+        while sum(mirror.app.traffic.active for mirror in self.mirrors) < clients:  # noqa: ASYNC110 - nobody is told of those who join others
             await asyncio.sleep(0.005)
 
     async def _leave(self, asking: asyncio.Task[Heard], rule: Rule | None) -> None:
@@ -204,8 +230,9 @@ class Scene:
 
     async def _settle(self, when: str) -> None:
         try:
-            await asyncio.wait_for(self.mirror.app.traffic.recorded(), _PATIENCE)
-            await settled(self.mirror, _PATIENCE)
+            for mirror in self.mirrors:
+                await asyncio.wait_for(mirror.app.traffic.recorded(), _PATIENCE)
+                await settled(mirror, _PATIENCE)
         except TimeoutError:
             self.story.problems.append(f"{when} something went on for {_PATIENCE:g} s")
 
@@ -221,8 +248,9 @@ class Scene:
                 self.story.problems.append(f"{when} wrong bytes are held as {path.name}")
         if when == "in the end" and self.row.kind in ("blob", "range") and not self._holds_the_blob():
             self.story.problems.append(f"{when} the blob is not held")
-        if left := left_behind(self.mirror):
-            self.story.problems.append(f"{when} there is left {left}")
+        for mirror in self.mirrors:
+            if left := left_behind(mirror, self._budget):
+                self.story.problems.append(f"{when} there is left {left}")
 
     def _holds_the_blob(self) -> bool:
         return any((self._path / "blobs").glob(f"*/*/{self.shelf.first.layers[0].digest.hex}"))
@@ -232,7 +260,7 @@ class Scene:
         began = time.monotonic()
         try:
             async with asyncio.timeout(_PATIENCE):
-                while (heard := await self.client.ask(self.mirror)).word != "right":
+                while (heard := await self.client.ask(self.mirrors[0])).word != "right":
                     if heard.word in rule_of(self.row).afterwards:
                         await self._outlive(heard.word)
                     elif heard.word not in _APOLOGIES:
@@ -251,5 +279,5 @@ class Scene:
             self.clock.forward(TTL + 31)
             return
         kind = {"head-manifest": "tag", "head-blob": "blob"}[self.row.kind]
-        if (heard := await Client(kind, self.shelf).ask(self.mirror)).word != "right":
+        if (heard := await Client(kind, self.shelf).ask(self.mirrors[0])).word != "right":
             self.story.problems.append(f"after a claim the bytes came as {heard}")
