@@ -24,6 +24,7 @@ from mirror.peers.messages import (
     Complete,
     Frozen,
     Grown,
+    Head,
     Held,
     Joined,
     KeepOn,
@@ -145,7 +146,12 @@ class Borrowed:
             if isinstance(news, Complete):
                 track.written = news.size
                 break
-            if isinstance(news, Grown | Spooling):
+            if isinstance(news, Head):
+                track.head = news.data
+                track.tell()
+            elif isinstance(news, Grown | Spooling):
+                if news.written >= len(track.head):
+                    track.head = b""
                 track.advance(max(track.written, news.written))
             elif isinstance(news, Frozen):
                 track.advance(news.written)

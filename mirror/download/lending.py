@@ -9,11 +9,13 @@ from mirror.cache import Cache
 from mirror.download.download import Download
 from mirror.download.tracks import SpoolTrack
 from mirror.oci.errors import MirrorError
-from mirror.peers.messages import Broken, Complete, Failure, Frozen, Grown, News, Passing, Queued, Spooling
+from mirror.peers.messages import Broken, Complete, Failure, Frozen, Grown, Head, News, Passing, Queued, Spooling
 from mirror.routing import Target
 
-_INTERVAL = 0.005
-"""Seconds between two words on how far it is."""
+_SOON, _MUCH = 0.005, 4 << 20
+"""Seconds between two words on how far it is, where so many bytes have come meanwhile."""
+_LATER = 0.025
+"""Seconds where it is less."""
 
 
 async def follow(
@@ -61,6 +63,7 @@ async def _tell_progress(track: SpoolTrack, told: int, tell: Callable[[News], No
     """How it ended; None where it failed."""
     loop = asyncio.get_running_loop()
     at = 0.0
+    shown = False
     while True:
         if track.is_complete:
             return Complete(track.visible)
@@ -68,7 +71,10 @@ async def _tell_progress(track: SpoolTrack, told: int, tell: Callable[[News], No
             return Frozen(track.written)
         if track.error is not None:
             return None
-        wait = at + _INTERVAL - loop.time()
+        if track.head and not shown:
+            shown = True
+            tell(Head(track.head))
+        wait = at + (_SOON if track.written - told >= _MUCH else _LATER) - loop.time()
         if track.written > told and wait <= 0:
             told, at = track.written, loop.time()
             tell(Grown(told))

@@ -62,8 +62,8 @@ class AskRenewal(_Question, frozen=True, array_like=True, tag="renewal"):
 class AskFill(_Question, frozen=True, array_like=True, tag="fill"):
     """To have a blob fetched, and be told how far it is; `others` are further repositories that want it.
 
-    Answered by news: Spooling, Grown and Complete or Frozen; or Held or Passing alone; Broken at any time. Whoever asks
-    may tell of `Joined` and `KeepOn` meanwhile, and leaves by closing the connection.
+    Answered by news: Queued, Spooling, Head, Grown and Complete or Frozen; or Held or Passing alone; Broken at any time.
+    Whoever asks may tell of `Joined` and `KeepOn` meanwhile, and leaves by closing the connection.
     """
 
     digest: str
@@ -119,6 +119,12 @@ class Queued(msgspec.Struct, frozen=True, array_like=True, tag="queued"):
     """Whether the blob waits for its turn."""
 
     waits: bool
+
+
+class Head(msgspec.Struct, frozen=True, array_like=True, tag="head"):
+    """The first bytes, which are not in the file yet."""
+
+    data: bytes
 
 
 class Grown(msgspec.Struct, frozen=True, array_like=True, tag="grown"):
@@ -184,7 +190,7 @@ class Broken(msgspec.Struct, frozen=True, array_like=True, tag="broken"):
     again: bool
 
 
-News = Queued | Spooling | Grown | Complete | Frozen | Passing | Held | Broken
+News = Queued | Spooling | Head | Grown | Complete | Frozen | Passing | Held | Broken
 
 
 class StreamHead(msgspec.Struct, frozen=True, array_like=True):
