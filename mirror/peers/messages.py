@@ -62,8 +62,8 @@ class AskRenewal(_Question, frozen=True, array_like=True, tag="renewal"):
 class AskFill(_Question, frozen=True, array_like=True, tag="fill"):
     """To have a blob fetched, and be told how far it is; `others` are further repositories that want it.
 
-    Answered by news: Queued, Spooling, Head, Grown and Complete or Frozen; or Held or Passing alone; Broken at any time.
-    Whoever asks may tell of `Joined` and `KeepOn` meanwhile, and leaves by closing the connection.
+    Answered by news: Queued, Spooling, Head, Grown and Complete or Frozen; or Held or Passing alone; Broken at any
+    time. Whoever asks may tell of `Joined` and `KeepOn` meanwhile, and leaves by closing the connection.
     """
 
     digest: str

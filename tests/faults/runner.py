@@ -24,11 +24,11 @@ AT_ONCE = 16
 async def play_all(
     rows: Iterable[Row], told: Callable[[Row, Story | BaseException], None], *, workers: int = 1
 ) -> list[str]:
-    """Plays the rows in order, AT_ONCE at a time; `told` hears of each what came of it.
+    """Plays the rows in order, AT_ONCE mirrors at a time; `told` hears of each what came of it.
 
     Returns what the event loop complained of: exceptions that nobody heard, tasks that nobody awaited.
     """
-    slots = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(AT_ONCE // workers)
     complaints: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(str(context)))
 
