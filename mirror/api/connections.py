@@ -178,6 +178,16 @@ class _Connection(web.RequestHandler):
             departure.over(gone=True)
         super().connection_lost(exc)
 
+    def close(self) -> None:
+        """Takes no further request, and ends behind the answers under way; at once where there are none.
+
+        aiohttp leaves a connection open on which nothing is asked, and deaf: its client would wait for nothing.
+        """
+        ends = self._is_idle() and self._departure is None
+        super().close()
+        if ends and self.transport is not None:
+            self.transport.close()
+
     def leave(self) -> None:
         """It counts no longer. Idempotent."""
         client, self._client = self._client, None
@@ -215,10 +225,10 @@ class _Connection(web.RequestHandler):
             return
         departure, self._departure = self._departure, None
         departure.over()
-        if self._close and self.transport is not None:
-            self.transport.close()
-        else:
+        if not self._close:
             self._idle_from_now()
+        elif self._is_idle() and self.transport is not None:
+            self.transport.close()  # nobody else does: aiohttp's own part has ended without it
 
     def _answer_at_once(self, at_once: AtOnce) -> None:
         """Answers of the requests that have come those for which nothing has to be found out, up to the first other."""
@@ -267,6 +277,12 @@ class _Connection(web.RequestHandler):
             self._keepalive_handle = None
         else:
             super()._process_keepalive()
+
+    def _is_idle(self) -> bool:
+        """Whether no request is being answered, or waits for that: aiohttp closes behind its own answers."""
+        if self._messages:
+            return False
+        return self._waiter is not None or self._task_handler is None or self._task_handler.done()
 
     def _is_waiting(self) -> bool:
         return self._departure is None and self._waiter is not None and not self._waiter.done()

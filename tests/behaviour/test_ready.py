@@ -17,7 +17,7 @@ from tests.harness import RunningMirror, short_timeouts
 from tests.lines import Lines, lines
 from tests.raw import RawClient
 from tests.storing import path_of
-from tests.upstream import ANY, FakeRegistry, Fault, Image, status
+from tests.upstream import ANY, FakeRegistry, Fault, Image, stall, status
 from tests.upstream.fixtures import StartUpstream
 
 __all__ = ["lines"]
@@ -314,6 +314,28 @@ class TestConnections:
             await until(lambda: mirror.app.traffic.draining)
             for _ in range(count):
                 assert len((await client.answer())[1]) == size
+            await stopping
+
+    async def test_a_stop_waits_for_what_was_asked_behind_it(
+        self, mirror: RunningMirror, upstream: FakeRegistry
+    ) -> None:
+        """Also where that has to be found out first, and is not by the time that the ready answers have gone out."""
+        path, size = await large(mirror, upstream)
+        image = upstream.add_image(REPOSITORY, "other")
+        async with await RawClient.connect(mirror.app.port, receive_buffer=4096) as client:
+            count = await ask_until_it_waits(mirror, client, path)
+            held = upstream.fault(ANY, stall(), kind="manifest")
+            await client.ask(f"/v2/{REPOSITORY}/manifests/other")
+            async with asyncio.timeout(20):
+                await held.reached.wait()
+            async with await RawClient.connect(mirror.app.port) as bystander:
+                stopping = asyncio.create_task(mirror.app.stop(grace=20))
+                assert await bystander.rest() == b""  # from now on no request is taken
+            for _ in range(count):
+                assert len((await client.answer())[1]) == size
+            await until(lambda: mirror.app.traffic.active < 2)
+            held.release()
+            assert (await client.answer())[1] == image.manifest.content
             await stopping
 
 

@@ -19,9 +19,11 @@ import pytest
 from mirror.config import Address, Settings, Storage
 from mirror.server import Mirror
 from mirror.store.lock import DataLock
+from tests.certificates import SERVER
 from tests.conftest import StartMirror
 from tests.faulty import METHODS, FaultyFiles
 from tests.harness import RunningMirror, short_timeouts
+from tests.raw import RawClient, SecuredClient
 from tests.reading import blob_path, nothing_unheard
 from tests.served import Served
 from tests.storing import until
@@ -66,6 +68,32 @@ async def downloading(
     yield client, rule
     client.cancel()
     await asyncio.gather(client, return_exceptions=True)
+
+
+@pytest.mark.parametrize("wire", [RawClient, SecuredClient])
+async def test_connections_without_a_request_end_at_once(
+    start_mirror: StartMirror, upstream: FakeRegistry, wire: type[RawClient]
+) -> None:
+    """While others are still being served: whoever asked there now would wait for nothing until the last one is."""
+    mirror = await start_mirror(timeouts=PATIENT, **({"tls": SERVER} if wire is SecuredClient else {}))
+    blob = upstream.put_blob("library/demo", MIB)
+    held = upstream.fault(blob, stall_at(MIB // 2))
+    async with (
+        await wire.connect(mirror.app.port) as served,
+        await wire.connect(mirror.app.port) as idle,
+        await wire.connect(mirror.app.port) as fresh,
+    ):
+        await served.ask(blob_path("demo", blob))
+        await served.head()
+        await idle.ask("/v2/")
+        await idle.answer()
+
+        stopping = asyncio.create_task(mirror.app.stop(grace=30))
+        assert [await idle.rest(), await fresh.rest()] == [b"", b""]
+        assert not stopping.done()
+        held.release()
+        assert await served.read(blob.size) == blob.content
+        await stopping
 
 
 async def test_sigterm_lets_clients_finish_and_keeps_what_they_fetched(served: Serve, upstream: FakeRegistry) -> None:
