@@ -23,7 +23,12 @@ PART = 1 << 20
 _TURN = 8 << 20
 """Bytes after which a transfer lets those go first whose sockets have room as well."""
 SEALED = 512 << 10
-"""Bytes that are encrypted at a time: few enough for many clients, and for the processor to have them at hand."""
+"""Bytes that are encrypted at a time at most: few enough for the processor to have them at hand."""
+_LEAST_SEALED = 16 << 10
+"""And at least, however many clients there are: as much as one record of TLS holds."""
+_ALL_SEALED = 32 << 20
+"""Encrypted bytes that may wait for the sockets of all clients together, roughly: a slow client keeps its own until it
+has taken them."""
 _SHORTER = "the file is shorter than it was"
 Seal = Callable[[bytes], bytes]
 _READY = select.EPOLLOUT | select.EPOLLONESHOT
@@ -50,20 +55,21 @@ class FileTransfer(ABC):
         self._called_at: float | None = None
 
     def stuck_for(self) -> float:
-        """Seconds that the turn has taken which it is in; for the loop to ask."""
+        """Seconds that the call has taken which it is in; for the loop to ask."""
         called_at = self._called_at
         return 0.0 if called_at is None else time.monotonic() - called_at
 
-    def advance(self) -> bool:
+    def advance(self, keeps: int) -> bool:
         """Sends for a turn, or until the socket is full; whether there is more to be sent. In a thread.
 
-        Raises OSError, and Cold, where it has not sent anything yet; else it ends, and the next one meets the same.
+        Until there is room again it keeps `keeps` bytes in memory at most. Raises OSError, and Cold, where it has not
+        sent anything yet; else it ends, and the next one meets the same.
         """
-        self._called_at = time.monotonic()
         turn = min(self._count, self.sent + _TURN)
         try:
             while self.sent < turn:
-                self.sent += self._send()
+                self._called_at = time.monotonic()
+                self.sent += self._send(keeps)
         except BlockingIOError:
             return True
         except (OSError, Cold):
@@ -85,7 +91,7 @@ class FileTransfer(ABC):
             client.detach()
 
     @abstractmethod
-    def _send(self) -> int:
+    def _send(self, keeps: int) -> int:
         """Sends some of what is left and returns how much. Raises BlockingIOError, OSError, Cold."""
 
     def _check(self, offset: int, count: int) -> None:
@@ -96,7 +102,7 @@ class FileTransfer(ABC):
 class PlainTransfer(FileTransfer):
     """To a client who gets the bytes as they are: the kernel takes them from the file."""
 
-    def _send(self) -> int:
+    def _send(self, keeps: int) -> int:
         offset, count = self._offset + self.sent, min(self._count - self.sent, PART)
         self._check(offset, count)
         moved = self._file.files.sendfile(self.out, self._file.fd, offset, count)
@@ -116,9 +122,9 @@ class SecuredTransfer(FileTransfer):
         self._plain = 0
         """Bytes of the file that it stands for."""
 
-    def _send(self) -> int:
+    def _send(self, keeps: int) -> int:
         if not self._sealed:
-            offset, count = self._offset + self.sent, min(self._count - self.sent, SEALED)
+            offset, count = self._offset + self.sent, min(self._count - self.sent, keeps)
             self._check(offset, count)
             data = self._file.files.read(self._file.fd, count, offset)
             if not data:
@@ -196,7 +202,7 @@ class Transfers:
     def _move_on(self, transfer: FileTransfer, future: asyncio.Future[int]) -> None:
         error = None
         try:
-            if transfer.advance():
+            if transfer.advance(max(_LEAST_SEALED, min(SEALED, _ALL_SEALED // len(self._under_way)))):
                 self._epoll.modify(transfer.out, _READY)
                 return
         except Exception as raised:

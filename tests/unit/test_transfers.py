@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -221,3 +223,57 @@ async def test_what_is_encrypted_goes_out_whole(
         assert await pair.read(len(piece)) == piece
         left = left[SEALED:]
     assert await sent == SIZE - 10
+
+
+async def test_many_clients_who_take_nothing_keep_little_each(
+    one_thread: Transfers, tmp_path: Path, content: bytes, stack: ExitStack
+) -> None:
+    """What is encrypted for them and waits is bounded in all, and nobody misses a byte for that."""
+    file = share(tmp_path / "blob", content, stack)
+    pairs = [Pair(stack) for _ in range(200)]
+    asked = [0] * len(pairs)
+    """Bytes that were encrypted last for each."""
+
+    def seal(number: int, data: bytes) -> bytes:
+        asked[number] = len(data)
+        return data
+
+    sending = []
+    for number, pair in enumerate(pairs):
+        of_this = functools.partial(seal, number)
+        sending.append(one_thread.begin(SecuredTransfer(of_this, pair.ours.fileno(), file, 0, file.size, cold=True)))
+    while not all(asked):  # noqa: ASYNC110 - the thread tells nobody that a socket is full
+        await asyncio.sleep(0.01)
+
+    # The first ones may have been as many as there were when their sockets were full.
+    assert sum(asked) < 0.75 * SEALED * len(pairs)
+    assert await pairs[0].read(SIZE) == content
+    assert await sending[0] == SIZE
+    for pair in pairs[1:]:
+        pair.client.close()
+    await asyncio.wait(sending[1:])
+
+
+async def test_how_long_a_call_takes_is_told_of_that_call_alone(
+    one_thread: Transfers, tmp_path: Path, content: bytes, stack: ExitStack
+) -> None:
+    """A turn is of several, and a disk that takes its time over each of them does answer."""
+    ended = [time.monotonic()]
+    told: list[bool] = []
+
+    class Calls(Files):
+        def sendfile(self, out: int, fd: int, offset: int, count: int) -> int:
+            told.append(under_way.stuck_for() <= time.monotonic() - ended[-1])
+            time.sleep(0.01)
+            try:
+                return super().sendfile(out, fd, offset, count)
+            finally:
+                ended.append(time.monotonic())
+
+    pair = Pair(stack)
+    under_way = transfer(pair, share(tmp_path / "blob", content, stack, Calls()))
+    sent = one_thread.begin(under_way)
+
+    assert await pair.read(SIZE) == content
+    assert await sent == SIZE
+    assert all(told)
