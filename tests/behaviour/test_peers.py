@@ -9,10 +9,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from pydantic import SecretStr
 
 from mirror.config import UpstreamSettings
+from mirror.peers.messages import Head, Spooling
+from mirror.peers.wire import Kind, Wire
+from mirror.store.spools import spool_name
 from tests.clock import Clock
 from tests.conftest import StartMirror
 from tests.crowd import Crowd
@@ -410,6 +414,42 @@ async def test_an_owner_that_comes_back_goes_on(crowd: Crowd, upstream: FakeRegi
             whole = part + await reading.rest()
             assert (len(whole), whole == blob.content) == (blob.size, True)
     assert upstream.bytes_for(blob) < 1.5 * blob.size
+
+
+@pytest.mark.parametrize("shown", ["wrong", "right"])
+async def test_what_a_dead_owner_has_shown_is_part_of_what_is_verified(
+    crowd: Crowd, upstream: FakeRegistry, shown: str
+) -> None:
+    """Of an owner that dies before the disk has its first bytes, and that fetches others when it is back: nobody who
+    has begun with those gets the rest of the others, and nobody loses a byte who has begun with the right ones.
+    """
+    blob = upstream.put_blob(REPOSITORY, 1 << 20)
+    head = blob.content[: 64 << 10] if shown == "right" else bytes(64 << 10)
+    await crowd.owner.stop()
+    spool = crowd.path / "spool" / spool_name(blob.digest, "docker.io")
+    spool.touch()
+    died = asyncio.Event()
+
+    async def show_and_die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        wire = Wire(reader, writer)
+        assert await wire.read() is not None
+        where = Spooling(spool.name, spool.stat().st_ino, blob.size, 0, REPOSITORY, joined=False)
+        for news in (where, Head(head)):
+            wire.write(Kind.NEWS, msgspec.msgpack.encode(news))
+        await died.wait()
+        wire.close()
+
+    owner = await Wire.listen(show_and_die, crowd.listening[crowd.owner.slot].dup())
+    async with await Reading.ask(crowd.other, f"/v2/demo/blobs/{blob.digest}") as reading:
+        begun = await reading.take(len(head))
+        spool.write_bytes(blob.content)
+        owner.close()
+        await crowd.owner.start()
+        died.set()
+        rest = await reading.rest()
+
+    assert begun == head
+    assert reading.ending == "short" if shown == "wrong" else rest == blob.content[len(head) :]
 
 
 async def test_an_owner_that_stays_away_is_done_without(start_crowd: StartCrowd, upstream: FakeRegistry) -> None:
