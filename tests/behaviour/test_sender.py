@@ -286,7 +286,7 @@ async def test_a_disk_that_hangs_costs_no_byte(start_mirror: StartMirror, upstre
     others get theirs from the upstream.
     """
     files = ColdDisk()
-    mirror = await start_mirror(files=files, timeouts=Timeouts(), wiring={"patience": 0.5})
+    mirror = await start_mirror(files=files, timeouts=Timeouts(), wiring={"patience": 2.0})
     warm, cold = await hold(mirror, upstream, 500_000), await hold(mirror, upstream, 600_000)
     files.cold = {cold.digest.hex}
     files.awake.clear()
@@ -305,7 +305,7 @@ async def test_a_disk_that_hangs_costs_no_byte(start_mirror: StartMirror, upstre
 async def test_a_step_that_hangs_is_given_up(start_mirror: StartMirror, upstream: FakeRegistry, wire: Wire) -> None:
     """Bytes that seemed to be in memory and were not: the socket is lost to them, so the answer ends, short."""
     files = Gate()
-    mirror = await start_mirror(files=files, **wire.settings, wiring={"patience": 0.2})
+    mirror = await start_mirror(files=files, **wire.settings, wiring={"patience": 1.0})
     blob = await hold(mirror, upstream, 200_000)
     before = descriptors()
     files.opened.clear()
