@@ -227,6 +227,7 @@ class Mirror:
         settings, restart = take_over(self._begun, settings)
         context = await self._context(settings)
         self._engines.adopt(settings)
+        self._peers.adjust(settings.timeouts.peer)
         self._entrance.context = context
         self._entrance.server.adjust(_limits(settings))
         self._admission.adjust(*self._places(settings))

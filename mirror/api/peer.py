@@ -239,12 +239,16 @@ class PeerServer:
 
     def __init__(self, engine: Callable[[], Answering], silence: float) -> None:
         self._engine = engine
-        self._beat = silence / _BEATS
+        self.adjust(silence)
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def adjust(self, silence: float) -> None:
+        """The others bear another silence from now on."""
+        self._beat = silence / _BEATS
 
     async def open(self, listening: socket.socket) -> None:
         """Listens at a Unix socket that is ours from now on."""
@@ -294,10 +298,10 @@ class PeerServer:
 
         `reading` is that of the next frame; the one of the next question is returned.
         """
+        asked, question = Asked(wire), _questions.decode(payload)
         self._active += 1
         self._idle.clear()
-        asked = Asked(wire)
-        answering = asyncio.create_task(self._answer(_questions.decode(payload), asked))
+        answering = asyncio.create_task(self._answer(question, asked))
         try:
             while not answering.done():
                 await asyncio.wait((answering, reading), timeout=self._beat, return_when=asyncio.FIRST_COMPLETED)

@@ -232,7 +232,10 @@ class Borrowed:
             if error.reason == _STOPPED:
                 raise Lost from error
             raise
-        news: News = _news.decode(payload)
+        try:
+            news: News = _news.decode(payload)
+        except msgspec.MsgspecError as error:
+            raise Lost from error
         if isinstance(news, Broken):
             if any(failure.reason == _STOPPED for failure in news.failures.values()):
                 raise Lost

@@ -30,8 +30,10 @@ _REST_SECONDS = 1.0
 """How long who was silent is not asked: each that asked would wait again."""
 _REVIVAL = 4
 """Times that silence: how long somebody in the middle of a blob waits for a worker that is started again."""
+_MOST_LOSSES = 5
+"""Times that who is asked may go in the middle of one question; it may be the question that it cannot bear."""
 _AGAIN_SECONDS = 0.05
-"""Between attempts to connect to who does not listen at the moment."""
+"""Between attempts to connect to who does not listen at the moment, and after each loss."""
 _LOOK_SECONDS = 0.1
 """After too long a silence we look once more: it may have been we who did not listen."""
 _encoder = msgspec.msgpack.Encoder()
@@ -73,13 +75,15 @@ class Peers:
     async def ask(self, question: Question, reply: type[T]) -> T:
         """The owner's answer. Asks again where the owner goes and comes back. Raises MirrorError and Silent."""
         heard = time.monotonic()
-        while True:
+        for _ in range(_MOST_LOSSES):
             try:
                 async with self.talk(question, since=heard) as talk:
                     await talk.end()
                     return msgspec.msgpack.decode(talk.answer, type=reply)
             except Lost:
                 heard = max(heard, talk.heard)
+                await asyncio.sleep(_AGAIN_SECONDS)
+        raise Silent
 
     @asynccontextmanager
     async def talk(
@@ -100,7 +104,7 @@ class Peers:
         place = None
         try:
             self._check_silence(name)
-            place = await self._places[name].take(name, self._silence)
+            place = await self._places[name].take(question.host, self._silence)
             wire = await self._connect(name, heard + silence)
             wire.write(Kind.ASK, _encoder.encode(question))
             talk = Talk(wire, self._silence, heard + silence - time.monotonic())
@@ -116,6 +120,9 @@ class Peers:
             result = "silent"
             self._note_silence(slot, name)
             raise
+        except msgspec.MsgspecError as error:
+            result = "error"
+            raise unexpected(error) from error
         except Exception:
             result = "error"
             raise

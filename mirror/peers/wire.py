@@ -9,6 +9,8 @@ from enum import IntEnum
 
 import structlog
 
+from mirror.sockets import is_ours
+
 _HEAD = 5
 """Bytes before each frame: its length without them, and its kind."""
 LARGEST = 48 << 20
@@ -42,8 +44,12 @@ class Wire:
 
     @classmethod
     async def connect(cls, name: str) -> Wire:
-        """Raises OSError."""
-        return cls(*await asyncio.open_unix_connection(name, limit=_AT_ONCE))
+        """Raises OSError, PermissionError where another user listens there."""
+        wire = cls(*await asyncio.open_unix_connection(name, limit=_AT_ONCE))
+        if not is_ours(wire._writer.get_extra_info("socket")):
+            wire.close()
+            raise PermissionError("somebody who is not us listens at a worker's socket")
+        return wire
 
     @classmethod
     async def listen(

@@ -48,9 +48,14 @@ class Epochs:
         """Begins a new epoch."""
         ended = await self._epoch(repository)
         self._generations.begins(epoch_key(repository))
-        self._present.set(repository, _new(ended.stamp))
+        new = _new(ended.stamp)
+        self._present.set(repository, new)
         if ended.written:
             await self._records.delete(epoch_key(repository))
+        elif self._generations.shared:
+            # Others have made up numbers of their own meanwhile: only another one on the disk ends those.
+            await self.write(repository, new.number)
+            return
         self._tell(repository, ended.stamp)
 
     async def stands(self, repository: Key, number: int) -> bool:

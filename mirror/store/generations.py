@@ -34,6 +34,8 @@ class Generations:
 
     def __init__(self, fd: int | None = None) -> None:
         """`fd`: memory of `SIZE` bytes that is shared, see `share`; None: this process is alone."""
+        self.shared = fd is not None
+        """Whether other processes may hold copies, too."""
         self._map = mmap.mmap(-1 if fd is None else fd, SIZE)
         self._values = memoryview(self._map).cast("Q")
         self._random = random.Random(os.urandom(16))  # noqa: S311 - to differ, not to be kept secret

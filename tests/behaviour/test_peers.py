@@ -527,3 +527,31 @@ async def test_a_drain_waits_for_the_clients_of_others(crowd: Crowd, upstream: F
         assert part + await reading.rest() == blob.content
     await asyncio.gather(*stopping)
     assert crowd.other.metric("mirror_upstream_requests_total") == 0
+
+
+async def test_a_refusal_is_heard_before_anything_was_noted(crowd: Crowd, upstream: FakeRegistry) -> None:
+    """Of a repository of which nobody has noted anything yet: who comes then, to any worker, is asked for again."""
+    blob = upstream.put_blob(REPOSITORY, 1 << 20)
+    rule = upstream.fault(blob, stall_at(500_000), times=1)
+    path = f"/v2/demo/blobs/{blob.digest}"
+    async with await Reading.ask(crowd.other, path) as reading:
+        await reading.take(1000)
+        upstream.fault(ANY, status(403))
+        assert (await crowd.owner.manifest("demo", "unheard")).status == 403
+
+        assert [(await worker.get(path)).status for worker in crowd.workers] == [403, 403]
+        rule.release()
+
+
+async def test_another_silence_counts_at_both_ends(start_crowd: StartCrowd, upstream: FakeRegistry) -> None:
+    """Who is asked says as often as it must now that it is there."""
+    crowd = await start_crowd(timeouts=short_timeouts(peer=20.0, first_byte=10.0, try_=10.0))
+    upstream.add_image(REPOSITORY, "1")
+    upstream.latency = 2.0
+    for worker in crowd.workers:
+        await worker.reload(timeouts=worker.settings.timeouts.model_copy(update={"peer": 1.0}))
+
+    reply = await crowd.other.manifest("demo", "1")
+
+    assert (reply.status, reply.cache) == (200, "miss")
+    assert crowd.other.metric("mirror_peer_requests_total", result="silent") == 0
