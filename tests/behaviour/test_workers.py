@@ -105,6 +105,11 @@ async def answer(client: socket.socket) -> bytes:
     return await asyncio.get_running_loop().sock_recv(client, 12)
 
 
+def requests(mirror: Served) -> list[dict[str, Any]]:
+    """The access lines that have come so far."""
+    return [json.loads(line) for line in mirror.lines if '"event":"request"' in line]
+
+
 async def test_each_of_them_serves(served: Serve, upstream: FakeRegistry) -> None:
     """What was fetched once any of them gives, also while the other stands still. No secret is where others can read:
     workers serve exactly what the supervisor has read, but have it neither as arguments nor in their environment.
@@ -119,8 +124,7 @@ async def test_each_of_them_serves(served: Serve, upstream: FakeRegistry) -> Non
     for still in workers.values():
         async with standing_still(still), asyncio.timeout(PATIENCE):
             assert (await mirror.get(blob_path("demo", blob)))[2] == blob.content
-    requests = [json.loads(line) for line in mirror.lines if '"event":"request"' in line]
-    assert {line["worker"] for line in requests} == {0, 1}
+    await until(lambda: {line["worker"] for line in requests(mirror)} == {0, 1}, PATIENCE)
     said = "\n".join(read(f"/proc/{pid}/{part}") for pid in workers.values() for part in ("cmdline", "environ"))
     assert "worker" in said
     assert "planted" not in said + "".join(mirror.lines)
