@@ -20,7 +20,7 @@ from mirror.store.files import Files
 from tests.certificates import SERVER
 from tests.conftest import StartMirror
 from tests.faulty import FullDisk
-from tests.harness import RunningMirror
+from tests.harness import RunningMirror, short_timeouts
 from tests.lines import Lines, lines
 from tests.raw import RawClient, SecuredClient
 from tests.upstream import Blob, FakeRegistry, flip, stall_at
@@ -619,3 +619,92 @@ async def test_what_is_asked_behind_a_blob_is_answered_behind_it(
         for _ in range(40):
             assert (await client.answer())[1] == b"{}"
         await sending
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A request, and what its answer has to be."""
+
+    method: str
+    path: str
+    status: int
+    content: bytes
+    headers: str = ""
+
+
+async def test_any_mix_on_one_connection_is_answered_in_order(
+    start_mirror: StartMirror, upstream: FakeRegistry, wire: Wire
+) -> None:
+    """Manifests that are ready, others, blobs and parts of them, in one stream that comes in pieces of any size, to
+    clients who take it at any pace or leave: each answer is that of its request, and nothing stays open.
+    """
+    mirror = await start_mirror(timeouts=short_timeouts(client=30, first_byte=20, stale_after=10), **wire.settings)
+    image = upstream.add_image("library/demo", "1", layers=[5000, 70_000, 1_500_000])
+    upstream.put_manifest("library/demo", b'{"schemaVersion":2,"x":"' + b"y" * 400_000 + b'"}', "large")
+    large = (await mirror.manifest("demo", "large")).body
+    for reference in ("1", image.digest):
+        await mirror.manifest("demo", reference)
+    for blob in image.layers:
+        await mirror.blob("demo", blob.digest)
+    await mirror.quiet()
+    before = descriptors()
+    chance = random.Random(7)
+
+    def choose() -> Wanted:
+        blob = chance.choice(image.layers)
+        first = chance.randrange(blob.size)
+        last = chance.randrange(first, blob.size)
+        method = chance.choice(["GET", "GET", "HEAD"])
+        return chance.choice(
+            [
+                Wanted(method, "/v2/demo/manifests/1", 200, image.manifest.content),
+                Wanted(method, f"/v2/demo/manifests/{image.digest}", 200, image.manifest.content),
+                Wanted(method, "/v2/demo/manifests/large", 200, large),
+                Wanted(method, f"/v2/demo/blobs/{blob.digest}", 200, blob.content),
+                Wanted(
+                    "GET",
+                    f"/v2/demo/blobs/{blob.digest}",
+                    206,
+                    blob.content[first : last + 1],
+                    f"Range: bytes={first}-{last}\r\n",
+                ),
+                Wanted(method, "/v2/", 200, b"{}"),
+            ]
+        )
+
+    async def come(number: int) -> None:
+        wanted = [choose() for _ in range(15)]
+        left = b"".join(
+            f"{one.method} {one.path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: {number}-{at}\r\n{one.headers}\r\n".encode()
+            for at, one in enumerate(wanted)
+        )
+        leaves_at = chance.randrange(30)
+
+        async def ask() -> None:
+            nonlocal left
+            while left:
+                count = chance.choice([1, 30, 300, 9000])
+                await client.send(left[:count])
+                left = left[count:]
+                await asyncio.sleep(0)
+
+        async with await wire.client.connect(mirror.app.port, chance.choice([None, SMALL])) as client:
+            asking = asyncio.create_task(ask())
+            for at, one in enumerate(wanted):
+                if at == leaves_at:
+                    asking.cancel()
+                    await asyncio.wait([asking])
+                    client.reset()
+                    return
+                head = await client.head()
+                assert (head.status, head.headers["X-Request-Id"]) == (one.status, f"{number}-{at}")
+                assert head.length == len(one.content)
+                assert one.method == "HEAD" or await client.read(head.length) == one.content
+            await asking
+
+    await asyncio.gather(*(come(number) for number in range(12)))
+
+    assert mirror.app.traffic.ready is not None
+    assert mirror.app.traffic.ready.given > 0
+    await outcome(mirror, 20)
+    await nothing_left_open(before)
