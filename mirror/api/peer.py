@@ -267,11 +267,15 @@ class PeerServer:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         wire = Wire(reader, writer)
-        task = asyncio.current_task()
-        assert task is not None
+        # Noted before it runs: one that comes while we close would begin after all others have been cut off, or never.
+        task = asyncio.create_task(self._serve(wire, writer), name="another worker")
         self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: wire.close())
+
+    async def _serve(self, wire: Wire, writer: asyncio.StreamWriter) -> None:
         try:
             if not is_ours(writer.get_extra_info("socket")):
                 _log.warning("somebody who is not us has called a worker's socket")
@@ -287,11 +291,10 @@ class PeerServer:
                 await asyncio.gather(reading, return_exceptions=True)
         except asyncio.CancelledError:
             pass  # we are closing; asyncio would log it
-        except (ConnectionError, msgspec.MsgspecError) as error:
-            _log.info("another worker is gone", reason=repr(error))
-        finally:
-            self._connections.discard(task)
-            wire.close()
+        except ConnectionError:
+            pass  # that is how somebody leaves whose clients have left
+        except msgspec.MsgspecError as error:
+            _log.error("another worker asks what is none of ours", error=str(error))
 
     async def _question(self, wire: Wire, payload: bytes, reading: _Reading) -> _Reading:
         """Answers, and says meanwhile that we are there; gives up where whoever asks has left.

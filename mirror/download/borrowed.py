@@ -42,6 +42,8 @@ _MOST_LOSSES = 5
 """Times that the other worker may go in the middle of one blob; then its readers go on without it."""
 _AGAIN_SECONDS = 0.1
 """From a loss to the next attempt: whoever stops takes connections till its end."""
+_FAREWELL_SECONDS = 0.2
+"""For the end of an answer whose last news we have: it is on its way, and the connection is good for the next one."""
 _STOPPED = "stopped"
 """The reason of what fails since whoever fetches it stops: that is no failure of the upstream's."""
 _PIECE = 1 << 20
@@ -81,6 +83,8 @@ class Borrowed:
         self._again = False
         self._losses = 0
         self._talk: Talk | None = None
+        self._heard_all = False
+        """Whether the other worker has said its last."""
         self._talking = AsyncExitStack()
         self._instead: Attempt | None = None
         """Past the disk."""
@@ -236,6 +240,7 @@ class Borrowed:
             news: News = _news.decode(payload)
         except msgspec.MsgspecError as error:
             raise Lost from error
+        self._heard_all = isinstance(news, Complete | Frozen | Held | Passing | Broken)
         if isinstance(news, Broken):
             if any(failure.reason == _STOPPED for failure in news.failures.values()):
                 raise Lost
@@ -272,7 +277,14 @@ class Borrowed:
             self._talk.tell(Joined(target.repository))
 
     async def _leave(self) -> None:
-        self._talk = None
+        talk, self._talk = self._talk, None
+        heard_all, self._heard_all = self._heard_all, False
+        if talk is not None and heard_all:
+            try:
+                async with asyncio.timeout(_FAREWELL_SECONDS):
+                    await talk.end()
+            except (TimeoutError, MirrorError, Silent, Lost):
+                pass
         await self._talking.aclose()
 
     # The file.

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from mirror.config import UpstreamSettings
 from mirror.peers.messages import Head, Spooling
 from mirror.peers.wire import Kind, Wire
+from mirror.sockets import meeting_point, new_crowd
 from mirror.store.spools import spool_name
 from tests.clock import Clock
 from tests.conftest import StartMirror
@@ -393,6 +394,43 @@ async def test_who_leaves_stops_what_has_only_begun(crowd: Crowd, upstream: Fake
 
     assert rule.hits == 1
     assert crowd.other.app.downloads.all == ()
+
+
+async def test_one_connection_serves_one_question_after_the_other(crowd: Crowd, upstream: FakeRegistry) -> None:
+    """Whatever was asked: a blob fetched, one that is held, a manifest, a list."""
+    image = upstream.add_image(REPOSITORY, "1", layers=[3 << 20, 1000, 0])
+    true_name, calls = crowd.names[crowd.owner.slot], 0
+    listening, crowd.names[crowd.owner.slot] = meeting_point(crowd.owner.slot, new_crowd())
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        calls += 1
+        there_reader, there_writer = await asyncio.open_unix_connection(true_name)
+        await asyncio.gather(copy(reader, there_writer), copy(there_reader, writer))
+
+    relay = await asyncio.start_unix_server(connected, sock=listening)
+    await crowd.other.restart()
+    held = upstream.put_blob(REPOSITORY, 100_000)
+    assert (await crowd.owner.blob("demo", held.digest)).status == 200
+    await crowd.quiet()
+
+    for path in ("manifests/1", "tags/list", *(f"blobs/{blob.digest}" for blob in (*image.layers, held))):
+        assert (await crowd.other.get(f"/v2/demo/{path}")).status == 200
+        await crowd.quiet()
+
+    assert calls == 1
+    await crowd.other.stop()
+    relay.close()
+    await crowd.other.start()
 
 
 # The owner's troubles.
