@@ -322,15 +322,14 @@ async def test_without_room_the_blob_passes_through_once(start_crowd: StartCrowd
     rule = upstream.fault(blob, stall_at(100), method="GET")
     path = f"/v2/demo/blobs/{blob.digest}"
 
-    herd = asyncio.create_task(crowd.together(6, path))
-    await rule.reached.wait()
-    await until(lambda: [worker.app.traffic.active for worker in crowd.workers] == [3, 3])
-    await until(lambda: any(download.track is not None for download in crowd.other.app.downloads.all))
-    rule.release()
-    replies = await herd
+    async with AsyncExitStack() as stack:
+        asking = [Reading.ask(worker, path) for worker in crowd.workers * 3]
+        readings = [await stack.enter_async_context(each) for each in await asyncio.gather(*asking)]
+        rule.release()
+        bodies = await asyncio.gather(*(reading.rest() for reading in readings))
 
-    assert {(reply.status, len(reply.body)) for reply in replies} == {(200, blob.size)}
-    assert all(reply.body == blob.content for reply in replies)
+    assert {(reading.status, reading.ending) for reading in readings} == {(200, "complete")}
+    assert all(body == blob.content for body in bodies)
     assert upstream.requests_for(blob) == 1
     assert crowd.metric("mirror_bypass_bytes_total") == blob.size
 
