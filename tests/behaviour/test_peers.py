@@ -398,7 +398,7 @@ async def test_who_leaves_stops_what_has_only_begun(crowd: Crowd, upstream: Fake
 async def test_one_connection_serves_one_question_after_the_other(crowd: Crowd, upstream: FakeRegistry) -> None:
     """Whatever was asked: a blob fetched, one that is held, a manifest, a list."""
     image = upstream.add_image(REPOSITORY, "1", layers=[3 << 20, 1000, 0])
-    true_name, calls = crowd.names[crowd.owner.slot], 0
+    true_name, calls = crowd.names[crowd.owner.slot], set[asyncio.Task[None] | None]()
     listening, crowd.names[crowd.owner.slot] = meeting_point(crowd.owner.slot, new_crowd())
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -411,8 +411,7 @@ async def test_one_connection_serves_one_question_after_the_other(crowd: Crowd, 
         writer.close()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal calls
-        calls += 1
+        calls.add(asyncio.current_task())
         there_reader, there_writer = await asyncio.open_unix_connection(true_name)
         await asyncio.gather(copy(reader, there_writer), copy(there_reader, writer))
 
@@ -426,9 +425,10 @@ async def test_one_connection_serves_one_question_after_the_other(crowd: Crowd, 
         assert (await crowd.other.get(f"/v2/demo/{path}")).status == 200
         await crowd.quiet()
 
-    assert calls == 1
+    assert len(calls) == 1
     await crowd.other.stop()
     relay.close()
+    await asyncio.gather(*filter(None, calls))
     await crowd.other.start()
 
 
