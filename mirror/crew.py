@@ -36,6 +36,7 @@ _REPORT_SECONDS = 0.25
 """That a scrape waits for the numbers of a worker; else those of a second ago are used."""
 _EXTRA_SECONDS = 20.0
 """For a worker to write out what it has when its grace is over."""
+_WELL = "exit status 0"
 _PROGRAM = (sys.executable, "-P", "-m", "mirror", "worker")
 """Gets the number of its `Handover`. -P: whatever stands in the working directory is nothing that we import."""
 _log = structlog.get_logger()
@@ -172,7 +173,7 @@ class Crew:
         await asyncio.gather(*self._keeping, return_exceptions=True)
         self.tell("stop", [drain, grace])
         workers, self._workers = dict(self._workers), {}
-        ends = [asyncio.create_task(worker.over()) for worker in workers.values()]
+        ends = [asyncio.create_task(self._see_off(worker)) for worker in workers.values()]
         if ends:
             self._workers = workers  # they still report
             _, late = await asyncio.wait(ends, timeout=drain + grace + _EXTRA_SECONDS)
@@ -185,6 +186,12 @@ class Crew:
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
+
+    async def _see_off(self, worker: Worker) -> None:
+        """Waits for the end of a worker that was told to stop, and says so where it was another one."""
+        end = await worker.over()
+        if end != _WELL:
+            _log.error("a worker died while it stopped", slot=worker.slot, pid=worker.process.pid, end=end)
 
     # One slot.
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import structlog
 
 from mirror.aggregate import Totals
 from mirror.channel import Channel
@@ -28,6 +29,7 @@ def tell(name, text):
 """
 """A program that speaks as a worker does."""
 
+PATIENCE = 30.0
 Hire = Callable[[str], Crew]
 admitted: list[tuple[int, Channel]] = []
 
@@ -101,7 +103,7 @@ async def test_a_worker_that_dies_again_and_again_is_begun_again(hire: Hire) -> 
     """Each one has a channel of its own, by which what it shares is shared again."""
     crew = hire('tell("serving", ""); time.sleep(0.05); sys.exit(1)')
     await crew.start()
-    await until(lambda: len(admitted) >= 4, 15)
+    await until(lambda: len(admitted) >= 4, PATIENCE)
     assert {slot for slot, _ in admitted} == {0}
     assert len({id(channel) for _, channel in admitted}) == len(admitted)
 
@@ -122,13 +124,26 @@ async def test_a_worker_that_hangs_is_ended(hire: Hire, monkeypatch: pytest.Monk
     monkeypatch.setattr("mirror.crew._ROUND_SECONDS", 0.02)
     crew = hire('tell("serving", ""); signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)')
     await crew.start()
-    await until(lambda: len(admitted) >= 2, 15)
+    await until(lambda: len(admitted) >= 2, PATIENCE)
 
 
 async def test_a_worker_that_does_not_end_is_ended(hire: Hire) -> None:
     """A stop is bounded, whatever a worker does."""
     crew = hire('tell("serving", ""); time.sleep(1000)')
     await crew.start()
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE):
         await crew.stop(grace=0.1)
     assert crew.serving == 0
+
+
+async def test_a_worker_that_dies_while_it_stops_is_named(hire: Hire) -> None:
+    """What its clients have lost must have left a trace; one that ends as it was told to leaves none."""
+    well, killed = (
+        hire('tell("serving", ""); channel.recv(100); ' + end) for end in ("sys.exit(0)", "os.kill(os.getpid(), 9)")
+    )
+    with structlog.testing.capture_logs() as lines:
+        for crew in (well, killed):
+            await crew.start()
+            await crew.stop(grace=PATIENCE)
+    told = [line["end"] for line in lines if line["event"] == "a worker died while it stopped"]
+    assert told == ["signal SIGKILL"]
