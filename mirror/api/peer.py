@@ -269,7 +269,10 @@ class PeerServer:
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         wire = Wire(reader, writer)
-        # Noted before it runs: one that comes while we close would begin after all others have been cut off, or never.
+        if self._server is None:  # accepted before it was closed
+            wire.close()
+            return
+        # Noted before it runs: else who comes while we close would be cut off by nobody.
         task = asyncio.create_task(self._serve(wire, writer), name="another worker")
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)

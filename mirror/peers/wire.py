@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import IntEnum
 
 import structlog
@@ -53,7 +53,9 @@ class Wire:
 
     @classmethod
     async def listen(
-        cls, connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None], sock: socket.socket
+        cls,
+        connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None],
+        sock: socket.socket,
     ) -> asyncio.Server:
         """Serves connections to a listening socket."""
         return await asyncio.start_unix_server(connected, sock=sock, limit=_AT_ONCE)
