@@ -67,6 +67,7 @@ class Peers:
         self._idle: dict[str, deque[Wire]] = {name: deque() for name in names}
         self._places = {name: Slots(_MOST, _MOST, what="questions to another worker") for name in names}
         self._silent_until: dict[str, float] = {}
+        self._closed = False
 
     def away(self, host: str) -> bool:
         """Whether another worker asks the upstream `host`, so that we are to ask that one."""
@@ -132,7 +133,8 @@ class Peers:
                 place.release()
 
     async def close(self) -> None:
-        """Closes the connections that nobody uses."""
+        """Closes the connections that nobody uses, and keeps none from now on."""
+        self._closed = True
         for idle in self._idle.values():
             while idle:
                 idle.pop().close()
@@ -164,7 +166,7 @@ class Peers:
                 await asyncio.sleep(_AGAIN_SECONDS)
 
     def _keep(self, name: str, wire: Wire, *, done: bool) -> None:
-        if done and wire.is_usable and len(self._idle[name]) < _IDLE:
+        if done and wire.is_usable and not self._closed and len(self._idle[name]) < _IDLE:
             self._idle[name].append(wire)
         else:
             wire.close()
