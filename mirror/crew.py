@@ -9,7 +9,8 @@ import socket
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ _REPORT_SECONDS = 0.25
 """That a scrape waits for the numbers of a worker; else those of a second ago are used."""
 _EXTRA_SECONDS = 20.0
 """For a worker to write out what it has when its grace is over."""
+WORKERS_IGNORE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What is sent to the whole group is for the supervisor to hear, and to tell them."""
 _WELL = "exit status 0"
 _PROGRAM = (sys.executable, "-P", "-m", "mirror", "worker")
 """Gets the number of its `Handover`. -P: whatever stands in the working directory is nothing that we import."""
@@ -137,6 +140,7 @@ class Crew:
         self._keeping: list[asyncio.Task[None]] = []
         self._listening: asyncio.Task[None] | None = None
         self._leaving = False
+        self._beginning = asyncio.Lock()
 
     @property
     def serving(self) -> int:
@@ -212,13 +216,15 @@ class Crew:
         )
         fd = handover.put_down()
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._program,
-                str(fd),
-                stdin=asyncio.subprocess.DEVNULL,
-                env=_environment(),
-                pass_fds=(fd, *handover.descriptors),
-            )
+            async with self._beginning:  # one after the other: they all change what this process holds back
+                with _held_back(WORKERS_IGNORE):
+                    process = await asyncio.create_subprocess_exec(
+                        *self._program,
+                        str(fd),
+                        stdin=asyncio.subprocess.DEVNULL,
+                        env=_environment(),
+                        pass_fds=(fd, *handover.descriptors),
+                    )
         except BaseException:
             ours.close()
             raise
@@ -271,8 +277,8 @@ class Crew:
         beginning = asyncio.ensure_future(self._begin(slot))
         try:
             await asyncio.shield(beginning)
-        except OSError as error:
-            _log.error("no process can be begun", slot=slot, error=str(error))
+        except Exception as error:  # whatever it is: a slot that is given up would stay empty for good
+            _log.error("no process can be begun", slot=slot, error=f"{type(error).__name__}: {error}")
             return False
         except asyncio.CancelledError:
             await asyncio.gather(beginning, return_exceptions=True)
@@ -289,6 +295,18 @@ class Crew:
             await asyncio.sleep(_ROUND_SECONDS)
             for worker in self._workers.values():
                 worker.listen()
+
+
+@contextmanager
+def _held_back(numbers: Collection[int]) -> Iterator[None]:
+    """Signals wait inside, and in a process that is begun there, until it lets them through: one that is sent to the
+    whole group must not end those that are too young to ignore it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _environment() -> dict[str, str]:

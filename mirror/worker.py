@@ -14,6 +14,7 @@ from mirror import allocator, log
 from mirror.aggregate import report
 from mirror.channel import Channel, ChannelClosed, Refused
 from mirror.config import Settings, unpack
+from mirror.crew import WORKERS_IGNORE
 from mirror.handover import Handover
 from mirror.metrics import Metrics
 from mirror.oci.errors import MirrorError
@@ -32,9 +33,9 @@ _log = structlog.get_logger()
 
 def work(fd: int) -> int:
     """Serves with what was put down at `fd` until told to stop; returns the exit code."""
-    # What is sent to the whole group is for the supervisor to hear, and to tell us.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in WORKERS_IGNORE:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WORKERS_IGNORE)  # held back until now
     handover = Handover.pick_up(fd)
     settings = unpack(handover.settings)
     allocator.set_up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -97,6 +98,21 @@ time.sleep(60)
     await crew.start()
     assert crew.serving == 1
     assert [slot for slot, _ in admitted] == [0]
+
+
+async def test_a_signal_to_all_ends_no_worker_that_is_too_young_to_ignore_it(hire: Hire) -> None:
+    """It waits until the worker lets it through; nothing waits in the supervisor afterwards."""
+    code = """
+os.kill(os.getpid(), signal.SIGTERM)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+tell("serving", "")
+time.sleep(60)
+"""
+    crew = hire(code)
+    await crew.start()
+    assert crew.serving == 1
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 async def test_a_worker_that_dies_again_and_again_is_begun_again(hire: Hire) -> None:
