@@ -473,6 +473,8 @@ async def test_a_fault_of_ours_is_a_500_and_one_line(
     files = Broken()
     mirror = await start_mirror(files=files)
     blob = upstream.put_blob("library/demo", 1000)
+    await mirror.blob("demo", blob.digest)
+    await mirror.quiet()
     files.open_fails = True
 
     reply = await mirror.blob("demo", blob.digest)
