@@ -279,13 +279,14 @@ class Borrowed:
     async def _leave(self) -> None:
         talk, self._talk = self._talk, None
         heard_all, self._heard_all = self._heard_all, False
-        if talk is not None and heard_all:
-            try:
+        try:
+            if talk is not None and heard_all:
                 async with asyncio.timeout(_FAREWELL_SECONDS):
                     await talk.end()
-            except (TimeoutError, MirrorError, Silent, Lost):
-                pass
-        await self._talking.aclose()
+        except (TimeoutError, MirrorError, Silent, Lost):
+            pass
+        finally:  # also where our last reader leaves just then, and we are cancelled
+            await self._talking.aclose()
 
     # The file.
 

@@ -200,7 +200,7 @@ async def test_the_end_breaks_off_what_is_under_way(tmp_path: Path, content: byt
     async with asyncio.timeout(5):
         while threading.active_count() > threads:  # noqa: ASYNC110 - threads tell nobody of their end
             await asyncio.sleep(0.01)
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 async def test_what_is_encrypted_goes_out_whole(
