@@ -95,11 +95,10 @@ class Epochs:
         return known
 
     def _tell(self, repository: Key, before: Stamp) -> None:
-        """Has other processes read the number anew; this one too where the group has changed meanwhile."""
-        ours = self._generations.is_current(before)
-        now = self._generations.changed(before.slot)
+        """Has other processes read the number anew; this one too where its own is not good any more."""
+        now = self._generations.tell(before)
         known = self._present.get(repository)
-        if ours and known is not None and known.stamp == before:
+        if now is not None and known is not None and known.stamp == before:
             self._present.set(repository, replace(known, stamp=now))
 
 

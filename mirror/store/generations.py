@@ -68,6 +68,15 @@ class Generations:
         """The record is being changed: in this process that counts at once, whenever the disk has it, if ever."""
         self._begun[_slot(key)] += 1
 
+    def tell(self, before: Stamp) -> Stamp | None:
+        """A record of the group was written or deleted by who had `before` then: what its own copy is good by from now
+        on. None where the group has changed meanwhile, perhaps by somebody who wrote the same record: only the disk
+        knows who was last.
+        """
+        ours = self.is_current(before)
+        now = self.changed(before.slot)
+        return now if ours else None
+
     def watch(self, keys: Iterable[Key]) -> Watch:
         """Tells of these records whether they have changed since; to be taken before they are read."""
         return Watch(self._values, self._begun, [_slot(key) for key in keys])

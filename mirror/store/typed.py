@@ -110,11 +110,8 @@ class TypedRecords:
         return record
 
     async def _tell(self, key: Key, before: Stamp) -> None:
-        """Has every copy read anew, but ours; ours too where the group changed meanwhile, perhaps by somebody who wrote
-        the same record: only the disk knows who was last.
-        """
-        ours = self._generations.is_current(before)
-        now = self._generations.changed(before.slot)
+        """Has every copy read anew, but ours where it is still good."""
+        now = self._generations.tell(before)
         held = await self._memory.get(key)
-        if ours and isinstance(held, Copy) and held.stamp == before:
+        if now is not None and isinstance(held, Copy) and held.stamp == before:
             held.stamp = now
