@@ -22,6 +22,7 @@ case "$1 $2" in
 version*) echo "go version ${GO_VERSION:-go1.30.0} linux/amd64"; exit ;;
 "env GOPROXY") echo "proxy,direct"; exit ;;
 "list -m") echo "$SOURCES"; exit ;;
+"mod download") [ -z "$MODULE" ] || echo "{\\"GoMod\\": \\"$MODULE\\"}"; exit ;;
 "mod "*) exit ;;
 esac
 for package; do :; done
@@ -47,6 +48,11 @@ class Fake:
         """How many programs have been compiled so far."""
         calls = self._calls.read_text().splitlines() if self._calls.exists() else []
         return sum(call.startswith(("build ", "test ")) for call in calls)
+
+    @property
+    def edits(self) -> list[str]:
+        """How the modules that programs are compiled in have been written."""
+        return [call for call in self._calls.read_text().splitlines() if call.startswith("mod edit ")]
 
     def content(self) -> dict[str, str]:
         """What a test would find."""
@@ -201,6 +207,26 @@ def test_patch_that_does_not_fit_fails(
 
     assert "main.go does not hold, exactly once, the line that our patch replaces" in capsys.readouterr().out
     assert fake.builds == 0
+
+
+def test_parts_of_a_repository_are_taken_as_published(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that replaces others with its own directories is built with what was published of them."""
+    module = tmp_path / "example.mod"
+    module.write_text(
+        "module example.org/other\n\nrequire example.org/far v1.0.0\n\n"
+        "replace example.org/alone => ./staging/alone\n\n"
+        "replace (\n\texample.org/part => ./staging/part\n\texample.org/far => example.org/fork v1.1.0\n)\n"
+    )
+    monkeypatch.setenv("MODULE", str(module))
+
+    assert fake.make(replace(OTHER, parts="v0.2.0")) == 0
+
+    assert [edit.split()[2:] for edit in fake.edits] == [
+        [f"-replace=example.org/{part}=example.org/{part}@v0.2.0" for part in ("alone", "part")],
+        ["-require=example.org/other@v2.0.0"],
+    ]
 
 
 def test_pins_are_exact() -> None:

@@ -8,6 +8,7 @@ only.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -32,6 +33,7 @@ _OLDEST_GO = (1, 21)  # the first that fetches the newer Go that a module asks f
 _FLAGS = ("-trimpath", "-buildvcs=false", "-mod=mod")
 _PLAIN = {"GOFLAGS": " ".join(_FLAGS), "GOWORK": "off", "CGO_ENABLED": "0"}  # the same program on every machine
 _STRIPPED = "-s -w"
+_IN_REPOSITORY = re.compile(r"^\s*(?:replace\s+)?(\S+) => \./", re.MULTILINE)
 
 
 class BuildError(Exception):
@@ -124,6 +126,8 @@ def _build(program: GoProgram, making: Path) -> Path:
     module, made = making / "module", making / "made"
     module.mkdir()
     _run("go", "mod", "init", "programs", cwd=module, env=env)
+    if program.parts:
+        _run("go", "mod", "edit", *_published(program, module, env), cwd=module, env=env)
     _run("go", "mod", "edit", f"-require={program.module}@{program.version}", cwd=module, env=env)
     if program.patch is not None:
         patched = _patched(program, making / "patched", module, env)
@@ -134,6 +138,14 @@ def _build(program: GoProgram, making: Path) -> Path:
         flags = f"-ldflags={_STRIPPED} {program.ldflags}".rstrip()
         _run("go", *command, flags, "-o", made / output, package, cwd=module, env=env)
     return made
+
+
+def _published(program: GoProgram, module: Path, env: Mapping[str, str]) -> list[str]:
+    """The replacements that take the program's parts as they are published; as it requires them, none is anywhere."""
+    wanted = f"{program.module}@{program.version}"
+    fetched = json.loads(_run("go", "mod", "download", "-json", wanted, cwd=module, env=env))
+    parts = _IN_REPOSITORY.findall(Path(fetched["GoMod"]).read_text())
+    return [f"-replace={part}={part}@{program.parts}" for part in parts]
 
 
 def _patched(program: GoProgram, copy: Path, module: Path, env: Mapping[str, str]) -> Path:

@@ -3,40 +3,58 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from contextlib import suppress
 from pathlib import Path
 
-from tests.e2e.processes import eventually
+from tests.e2e.processes import eventually, is_there
 
 PARENT = f"/mirror-e2e-{os.getpid()}"
 """Its path from the top of every hierarchy, as the clients' options want it. Daemons make it when they need it."""
 
 
-def remove() -> None:
-    """Removes the group in every hierarchy, and what a failed test left running in it.
+_NAMED = re.compile(r"/mirror-e2e-(\d+)\b.*")
+
+
+def remove(parent: str | None = None) -> None:
+    """Removes the group, PARENT if none is given, in every hierarchy, and what a failed test left running in it.
 
     Raises OSError where that does not end.
     """
-    for group in _groups():
+    parent = parent or PARENT
+    for group in _groups(parent):
         for process in (group / "cgroup.procs").read_text().split():
             with suppress(ProcessLookupError):  # the first of a container takes the others along
                 os.kill(int(process), signal.SIGKILL)
-    if not eventually(_is_gone):
-        raise OSError(f"{PARENT} is still in use in {', '.join(map(str, _groups()))}")
+    if not eventually(lambda: _is_gone(parent)):
+        raise OSError(f"{parent} is still in use in {', '.join(map(str, _groups(parent)))}")
 
 
-def _is_gone() -> bool:
-    for group in reversed(_groups()):
+def remove_abandoned() -> None:
+    """Removes the groups of test runs that were killed, as far as nothing runs in them."""
+    found = {f"/{group.name}" for top in _hierarchies() for group in top.glob("mirror-e2e-*")}
+    for parent in found:
+        named = _NAMED.fullmatch(parent)
+        if named and not is_there(int(named[1])):
+            _is_gone(parent)
+
+
+def _is_gone(parent: str) -> bool:
+    for group in reversed(_groups(parent)):
         try:
             group.rmdir()
         except OSError:
             continue  # what ran here has ended, but the kernel may not be done with it
-    return not _groups()
+    return not _groups(parent)
 
 
-def _groups() -> list[Path]:
+def _groups(parent: str) -> list[Path]:
     """The group and those in it, in all hierarchies, each before its own."""
-    mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
-    tops = [Path(point) / PARENT.removeprefix("/") for _, point, kind, *_ in mounts if kind in ("cgroup", "cgroup2")]
+    tops = [top / parent.removeprefix("/") for top in _hierarchies()]
     return [group for top in tops if top.is_dir() for group in (top, *sorted(p for p in top.rglob("*") if p.is_dir()))]
+
+
+def _hierarchies() -> list[Path]:
+    mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
+    return [Path(point) for _, point, kind, *_ in mounts if kind in ("cgroup", "cgroup2")]

@@ -21,11 +21,14 @@ PACKAGES: Mapping[str, str] = {
     "docker": "docker.io",
     "docker-registry": "docker-registry",
     "dockerd": "docker.io",
+    "etcd": "etcd-server",
     "htpasswd": "apache2-utils",
     "iptables": "iptables",  # dockerd wants to find it even where it is told not to use it
+    "nft": "nftables",  # kube-proxy and the clean-up after it
     "nginx": "nginx-light",
     "openssl": "openssl",
     "podman": "podman",
+    "portmap": "containernetworking-plugins",
     "runc": "runc",
     "skopeo": "skopeo",
 }
@@ -39,6 +42,9 @@ BUILT: frozenset[str] = frozenset(
 
 CONTAINERD2 = CACHE / "containerd2"
 """containerd, ctr and the shim of version 2, apart since Debian's have the same names: put it in front of PATH."""
+
+CNI = Path("/usr/lib/cni")
+"""Where Debian puts the plugins that give pods their network."""
 
 PATH = os.pathsep.join((str(CACHE / "bin"), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 """What was built comes first, in the version that the tests were written for; daemons live where a user's PATH does
@@ -62,7 +68,7 @@ def source(program: str) -> str:
 def _is_there(program: str) -> bool:
     if program == "containerd2":
         return shutil.which("containerd", path=CONTAINERD2) is not None
-    return shutil.which(program, path=PATH) is not None
+    return shutil.which(program, path=os.pathsep.join((PATH, str(CNI)))) is not None
 
 
 def missing(reason: str) -> NoReturn:

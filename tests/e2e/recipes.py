@@ -33,6 +33,8 @@ class GoProgram:
     patch: Patch | None = None
     test: bool = False
     """The package is a test, and the program is what runs it."""
+    parts: str = ""
+    """The version at which those modules are published that this one replaces with directories in its repository."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -74,7 +76,31 @@ RECIPES: tuple[Recipe, ...] = (
             "skopeo",
         ),
     ),
+    GoProgram(
+        "kubernetes",
+        "k8s.io/kubernetes",
+        "v1.37.2",
+        tuple(
+            (f"bin/{program}", f"cmd/{program}")
+            for program in (
+                "kube-apiserver",
+                "kube-controller-manager",
+                "kube-proxy",
+                "kube-scheduler",
+                "kubectl",
+                "kubelet",
+            )
+        ),
+        # Without them a server says that it is v0.0.0-master, which its clients cannot read.
+        ldflags=" ".join(
+            f"-X k8s.io/component-base/version.{name}={value}"
+            for name, value in (("gitVersion", "v1.37.2"), ("gitMajor", "1"), ("gitMinor", "37"))
+        ),
+        parts="v0.37.2",
+    ),
+    GoProgram("coredns", "github.com/coredns/coredns", "v1.15.0", (("bin/coredns", ""),)),
     GoProgram("helm", "helm.sh/helm/v4", "v4.3.1", (("bin/helm", "cmd/helm"),)),
+    GoProgram("helm3", "helm.sh/helm/v3", "v3.22.0", (("bin/helm3", "cmd/helm"),)),
     GoProgram(
         "buildkit",
         "github.com/moby/buildkit",
@@ -113,6 +139,7 @@ RECIPES: tuple[Recipe, ...] = (
         (("bin/conformance11", ""),),
         test=True,
     ),
+    GoProgram("kubeconform", "github.com/yannh/kubeconform", "v0.8.0", (("bin/kubeconform", "cmd/kubeconform"),)),
     GoProgram("oras", "oras.land/oras", "v1.3.6", (("bin/oras", "cmd/oras"),)),
     GoProgram("crane", "github.com/google/go-containerregistry", "v0.22.1", (("bin/crane", "cmd/crane"),)),
 )

@@ -1,0 +1,1 @@
+"""The mirror in a real Kubernetes of one node: the control plane, a kubelet, containerd."""

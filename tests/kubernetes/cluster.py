@@ -1,0 +1,189 @@
+"""A Kubernetes of one node in namespaces of its own: starts in seconds, is stopped by process id, leaves no trace."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tarfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from tests.e2e import cgroups
+from tests.e2e.images import build_sandbox
+from tests.e2e.processes import Process, remove_tree
+from tests.e2e.programs import CONTAINERD2, PATH, environment, need
+from tests.kubernetes.namespaces import Namespaces
+from tests.kubernetes.settings import ADDRESS, NODE, RUNTIME, SANDBOX, SOCKET, Settings
+
+PROGRAMS = (
+    "containerd2", "coredns", "crictl", "etcd", "iptables", "kube-apiserver", "kube-controller-manager", "kube-proxy",
+    "kube-scheduler", "kubectl", "kubelet", "nft", "openssl", "portmap", "runc",
+)  # fmt: skip
+
+_START = 120.0  # seconds until each part serves; all take five on two idle cores
+_COMMAND = 60.0  # seconds for a command that waits for nothing
+# What the API server's absence makes the others complain about comes last.
+_STOPPED = (
+    "kubelet", "kube-proxy", "coredns", "kube-scheduler", "kube-controller-manager", "containerd",
+    "kube-apiserver", "etcd",
+)  # fmt: skip
+
+_numbers = itertools.count()
+
+
+class Cluster:
+    """A context manager. `hosts` are names that the node and its pods know, each with the address that the node gets.
+
+    `trusted` is a file of CA certificates which the node trusts for whatever it pulls.
+    """
+
+    def __init__(self, home: Path, *, hosts: Mapping[str, str] | None = None, trusted: Path | None = None) -> None:
+        need(*PROGRAMS, root=True)
+        self.home = home / "cluster"
+        self.logs = home / "logs"
+        """A file per program, also when it is over."""
+        self._hosts = dict(hosts or {})
+        self._trusted = trusted
+        self._programs: dict[str, Process] = {}
+        self._group = f"{cgroups.PARENT}-kubernetes-{next(_numbers)}"
+        self.env = {
+            **environment(self.home),
+            "PATH": os.pathsep.join((str(CONTAINERD2), PATH)),
+            "KUBECONFIG": str(self.home / "kubeconfig"),
+            "TMPDIR": str(self.home / "tmp"),
+        }
+
+    def __enter__(self) -> Self:
+        cgroups.remove_abandoned()
+        if self.home.exists():  # left by one that was killed, which leaves no more than that
+            remove_tree(self.home)
+        self.logs.mkdir(exist_ok=True)
+        with ExitStack() as undo:
+            undo.callback(self._remove)
+            state = self.home / "node"
+            for directory in (self.home / "tmp", state):
+                directory.mkdir(parents=True)
+            self.inside = Namespaces(state, [f"{address}/32" for address in set(self._hosts.values())])
+            undo.callback(self.inside.close)
+            self._configure()
+            self._start()
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._undo:
+            for program in _STOPPED:
+                self._programs[program].stop()
+
+    def _remove(self) -> None:
+        cgroups.remove(self._group)
+        remove_tree(self.home)
+
+    # Its start
+
+    def _configure(self) -> None:
+        """Gives the node its names, its network and what its programs read."""
+        self._settings = Settings(self.home, cgroup=self._group)
+        names = {"localhost": "127.0.0.1", NODE: ADDRESS, **self._hosts}
+        self.write(Path("/etc/hosts"), "".join(f"{address} {name}\n" for name, address in names.items()))
+        self.write(RUNTIME, self._settings.runtime())
+        self._settings.names(self._hosts)
+        self.run("openssl", "genrsa", "-out", self._settings.signing_key, "2048")
+        self.run("ip", "link", "add", "pods", "type", "bridge")
+        self.run("ip", "address", "add", f"{ADDRESS}/24", "dev", "pods")
+        self.run("ip", "link", "set", "pods", "up")
+        self.run("sysctl", "--quiet", "--write", "net.ipv4.ip_forward=1", "net.bridge.bridge-nf-call-iptables=1")
+
+    def _start(self) -> None:
+        containerd, etcd = self._begin("containerd"), self._begin("etcd")
+        etcd.wait_until(lambda: self._answers("http://127.0.0.1:2379/health"), seconds=_START)
+        api = self._begin("kube-apiserver")
+        containerd.wait_until(lambda: self._works("ctr", "--address", SOCKET, "version"), seconds=_START)
+        self._load_sandbox()
+        api.wait_until(lambda: self._works("kubectl", "get", "--raw", "/readyz"), seconds=_START)
+        manager, scheduler = self._begin("kube-controller-manager"), self._begin("kube-scheduler")
+        kubelet, proxy, dns = self._begin("kubelet"), self._begin("kube-proxy"), self._begin("coredns")
+        manager.wait_until(
+            lambda: self._works("kubectl", "get", "serviceaccount/default", "configmap/kube-root-ca.crt"),
+            seconds=_START,
+        )
+        kubelet.wait_until(
+            lambda: self._works("kubectl", "wait", f"node/{NODE}", "--for=condition=Ready", "--timeout=0"),
+            seconds=_START,
+        )
+        proxy.wait_until(lambda: self._answers("http://127.0.0.1:10256/healthz"), seconds=_START)
+        scheduler.wait_until(lambda: True)
+        dns.wait_until(lambda: True)
+
+    def _begin(self, program: str) -> Process:
+        trusted = {"SSL_CERT_FILE": str(self._trusted)} if self._trusted and program == "containerd" else {}
+        log = self.logs / f"{program}.log"
+        self._programs[program] = self.inside.start(self._settings.command(program), log=log, env=self.env | trusted)
+        return self._programs[program]
+
+    def _load_sandbox(self) -> None:
+        """Brings what holds a pod's namespaces, so that no pod waits for it."""
+        layout, archive = self.home / "sandbox", self.home / "sandbox.tar"
+        build_sandbox(layout)
+        with tarfile.open(archive, "w") as file:
+            file.add(layout, arcname="")
+        self.load(archive, SANDBOX)
+
+    # Its use
+
+    def run(self, *argv: str | Path, seconds: float = _COMMAND, stdin: str | None = None) -> str:
+        """Runs a program on the node, as its administrator; fails the test, with its words, if it does not exit 0."""
+        done = self.inside.run(*argv, env=self.env, seconds=seconds, stdin=stdin)
+        if done.returncode != 0:
+            pytest.fail(f"{' '.join(map(str, argv))} exited {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def kubectl(self, *arguments: str | Path, seconds: float = _COMMAND, stdin: str | None = None) -> str:
+        """Runs kubectl."""
+        return self.run("kubectl", *arguments, seconds=seconds, stdin=stdin)
+
+    def apply(self, *objects: Mapping[str, Any]) -> None:
+        """Creates these objects, or makes those that are there like them."""
+        self.kubectl("apply", "--filename=-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+    def get(self, *arguments: str) -> dict[str, Any]:
+        """What `kubectl get` says, as an object."""
+        found: dict[str, Any] = json.loads(self.kubectl("get", *arguments, "--output=json"))
+        return found
+
+    def crictl(self, *arguments: str) -> str:
+        """Runs crictl against the node's containerd."""
+        endpoint = f"unix://{SOCKET}"
+        options = ("--config=/dev/null", f"--runtime-endpoint={endpoint}", f"--image-endpoint={endpoint}")
+        return self.run("crictl", *options, *arguments)
+
+    def load(self, archive: Path, name: str) -> None:
+        """Gives the node an image from an archive of an OCI layout, past every registry; `name` is with its tag."""
+        self.run(
+            "ctr", "--address", SOCKET, "--namespace", "k8s.io",
+            "images", "import", "--base-name", name.rpartition(":")[0], archive,
+        )  # fmt: skip
+
+    def read(self, path: Path) -> bytes | None:
+        """A file as the node has it; None where there is none."""
+        return self.inside.call(lambda: path.read_bytes() if path.exists() else None)
+
+    def write(self, path: Path, text: str) -> None:
+        """Makes the node's file, with the directories above it."""
+
+        def write() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+        self.inside.call(write)
+
+    def _works(self, *argv: str | Path) -> bool:
+        return self.inside.run(*argv, env=self.env, seconds=_COMMAND).returncode == 0
+
+    def _answers(self, url: str) -> bool:
+        return self._works("curl", "--silent", "--fail", "--max-time", "2", "--output", "/dev/null", url)
