@@ -18,11 +18,13 @@ PACKAGES: Mapping[str, str] = {
     "busybox": "busybox-static",
     "containerd": "containerd",
     "ctr": "containerd",
+    "curl": "curl",
     "docker": "docker.io",
     "docker-registry": "docker-registry",
     "dockerd": "docker.io",
     "etcd": "etcd-server",
     "htpasswd": "apache2-utils",
+    "ip": "iproute2",
     "iptables": "iptables",  # dockerd wants to find it even where it is told not to use it
     "nft": "nftables",  # kube-proxy and the clean-up after it
     "nginx": "nginx-light",
@@ -31,6 +33,7 @@ PACKAGES: Mapping[str, str] = {
     "portmap": "containernetworking-plugins",
     "runc": "runc",
     "skopeo": "skopeo",
+    "sysctl": "procps",
 }
 """Programs that Debian has, and the package that brings each."""
 

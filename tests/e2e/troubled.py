@@ -17,15 +17,20 @@ _ANSWER = 10.0  # seconds that the fake may take for what a test asks of it
 
 
 class TroubledUpstream:
-    """Serves what `hold` was given, with the faults that a test sets through `do`; a context manager."""
+    """Serves what `hold` was given, with the faults that a test sets through `do`; a context manager.
 
-    def __init__(self) -> None:
+    `prepare` is called first in the thread in which `fake`, the registry, will live.
+    """
+
+    def __init__(self, fake: FakeRegistry | None = None, prepare: Callable[[], None] = lambda: None) -> None:
         self._loop = LoopThread("troubled-upstream", _ANSWER)
-        self._fake = FakeRegistry()
+        self._fake = fake or FakeRegistry()
+        self._prepare = prepare
 
     def __enter__(self) -> Self:
         self._loop.start()
         try:
+            self.do(lambda _: self._prepare())
             self._loop.run(self._fake.start())
         except BaseException:
             self._loop.end()
@@ -51,6 +56,14 @@ class TroubledUpstream:
             return action(self._fake)
 
         return self._loop.run(call())
+
+    def stop(self) -> None:
+        """Stops the registry as a dying process does; it keeps what it holds and has counted."""
+        self._loop.run(self._fake.stop())
+
+    def start(self) -> None:
+        """Starts it again."""
+        self._loop.run(self._fake.start())
 
     def hold(self, image: Image, repository: str, tag: str) -> None:
         """Makes `repository:tag` mean this image, for all its platforms and byte for byte."""

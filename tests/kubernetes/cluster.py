@@ -18,11 +18,12 @@ from tests.e2e.images import build_sandbox
 from tests.e2e.processes import Process, remove_tree
 from tests.e2e.programs import CONTAINERD2, PATH, environment, need
 from tests.kubernetes.namespaces import Namespaces
-from tests.kubernetes.settings import ADDRESS, NODE, RUNTIME, SANDBOX, SOCKET, Settings
+from tests.kubernetes.settings import ADDRESS, DOMAIN, NODE, RUNTIME, SANDBOX, SOCKET, Settings
 
 PROGRAMS = (
-    "containerd2", "coredns", "crictl", "etcd", "iptables", "kube-apiserver", "kube-controller-manager", "kube-proxy",
-    "kube-scheduler", "kubectl", "kubelet", "nft", "openssl", "portmap", "runc",
+    "busybox", "containerd2", "coredns", "crictl", "curl", "etcd", "ip", "iptables", "kube-apiserver",
+    "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubectl", "kubelet", "nft", "openssl", "portmap",
+    "runc", "sysctl",
 )  # fmt: skip
 
 _START = 120.0  # seconds until each part serves; all take five on two idle cores
@@ -117,8 +118,10 @@ class Cluster:
             seconds=_START,
         )
         proxy.wait_until(lambda: self._answers("http://127.0.0.1:10256/healthz"), seconds=_START)
-        scheduler.wait_until(lambda: True)
-        dns.wait_until(lambda: True)
+        scheduler.wait_until(lambda: self._answers("https://127.0.0.1:10259/healthz"), seconds=_START)
+        dns.wait_until(
+            lambda: self._works("busybox", "nslookup", f"kubernetes.default.svc.{DOMAIN}", ADDRESS), seconds=_START
+        )
 
     def _begin(self, program: str) -> Process:
         trusted = {"SSL_CERT_FILE": str(self._trusted)} if self._trusted and program == "containerd" else {}
@@ -186,4 +189,4 @@ class Cluster:
         return self.inside.run(*argv, env=self.env, seconds=_COMMAND).returncode == 0
 
     def _answers(self, url: str) -> bool:
-        return self._works("curl", "--silent", "--fail", "--max-time", "2", "--output", "/dev/null", url)
+        return self._works("curl", "--insecure", "--silent", "--fail", "--max-time", "2", "--output", "/dev/null", url)

@@ -185,6 +185,7 @@ _COREFILE = """.:53 {{
  }}
  hosts {{
 {hosts}
+  fallthrough
  }}
 }}
 """

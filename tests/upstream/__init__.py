@@ -13,10 +13,10 @@ gives an Image (`.manifest`, `.config`, `.layers`, `.blobs`, `.digest`); `add_in
 `make_public`; `tar_layer({path: bytes})` makes a layer that real clients unpack. Blobs and manifests have `.digest`,
 `.size`, `.media_type`, `.content`, `.read(start, length)`. Content is equal in every run and costs no memory.
 
-Server (`registry`): `FakeRegistry(port=, auth=, tls=, latency=, rate=, page_size=, link_style=, tag_order=,
-honours_last=, referrers=)`; `url`, `host`, `cdn_url`, `blob_url`, `manifest_url`; `await stop()` and `await start()`
-are an outage on the same port; `refuse_connections(times)` resets at accept; `drop_connections()`. `tls=server_tls()`,
-clients trust `CA_FILE`.
+Server (`registry`): `FakeRegistry(port=, address=, name=, auth=, tls=, latency=, rate=, page_size=, link_style=,
+tag_order=, honours_last=, referrers=)`; `url`, `host`, `cdn_url`, `blob_url`, `manifest_url`; `await stop()` and
+`await start()` are an outage on the same port; `refuse_connections(times)` resets at accept; `drop_connections()`.
+`tls=server_tls()`, clients trust `CA_FILE`.
 
 Authentication (`auth`): `NoAuth()`, `Basic(users, anonymous=)`, `Bearer(users, lifetime=, realm=, refusal=, hidden=…)`;
 `upstream.auth` and its attributes may change at any moment; `Bearer.expire_tokens()`; `/token` is on both origins.

@@ -1,4 +1,4 @@
-"""One listening socket on loopback with aiohttp behind it, which can stop, start again, and refuse at accept."""
+"""One listening socket with aiohttp behind it, which can stop, start again, and refuse at accept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LINE_LIMIT = 32 << 10
 
 
 class Listener:
-    """An HTTP server on 127.0.0.1; `port` 0 is replaced by the one that the kernel gives at the first start.
+    """An HTTP server on `address`; `port` 0 is replaced by the one that the kernel gives at the first start.
 
     `accept` is asked for each connection; False resets it at once.
     """
@@ -25,11 +25,13 @@ class Listener:
         accept: Callable[[], bool],
         port: int,
         tls: ssl.SSLContext | None,
+        address: str = "127.0.0.1",
     ) -> None:
         self.port = port
         self._handler = handler
         self._accept = accept
         self._tls = tls
+        self._address = address
         self._http: web.Server | None = None
         self._server: asyncio.Server | None = None
 
@@ -45,7 +47,7 @@ class Listener:
             max_field_size=_LINE_LIMIT,
         )
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._protocol, "127.0.0.1", self.port, ssl=self._tls)
+        self._server = await loop.create_server(self._protocol, self._address, self.port, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

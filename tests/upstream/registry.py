@@ -34,14 +34,16 @@ class FakeRegistry(Catalog, Switchboard):
 
     `auth` says who may pull, `latency` (seconds) and `rate` (bytes per second, all answers together) slow everything
     down, `page_size` caps lists of tags and referrers, `referrers` turns that endpoint on: all are attributes that may
-    be changed at any moment. With `tls` both origins speak TLS. An async context manager; the port stays the same over
-    stop and start.
+    be changed at any moment. It listens on loopback, or on `address`, and its URLs name that or `name`. With `tls` both
+    origins speak TLS. An async context manager; the port stays the same over stop and start.
     """
 
     def __init__(
         self,
         *,
         port: int = 0,
+        address: str = "127.0.0.1",
+        name: str | None = None,
         auth: NoAuth | None = None,
         tls: ssl.SSLContext | None = None,
         latency: float = 0.0,
@@ -67,10 +69,11 @@ class FakeRegistry(Catalog, Switchboard):
         self.errors: list[Exception] = []
         """What went wrong in the fake itself or in a test's `when` or `then`; raised when the context ends."""
         self._limit = RateLimit(rate) if rate else None
+        self._name = name or address
         self._scheme = "https" if tls else "http"
         self._refusals: int | None = 0
-        self._registry = Listener(lambda request: self._serve("registry", request), self._accept, port, tls)
-        self._cdn = Listener(lambda request: self._serve("cdn", request), self._accept, 0, tls)
+        self._registry = Listener(lambda request: self._serve("registry", request), self._accept, port, tls, address)
+        self._cdn = Listener(lambda request: self._serve("cdn", request), self._accept, 0, tls, address)
 
     async def start(self) -> Self:
         """Listens, on the same ports as before if it did before."""
@@ -93,8 +96,8 @@ class FakeRegistry(Catalog, Switchboard):
 
     @property
     def host(self) -> str:
-        """`127.0.0.1:PORT`."""
-        return f"127.0.0.1:{self._registry.port}"
+        """`127.0.0.1:PORT`, or by its name."""
+        return f"{self._name}:{self._registry.port}"
 
     @property
     def url(self) -> str:
@@ -104,7 +107,7 @@ class FakeRegistry(Catalog, Switchboard):
     @property
     def cdn_url(self) -> str:
         """The other origin, likewise."""
-        return f"{self._scheme}://127.0.0.1:{self._cdn.port}"
+        return f"{self._scheme}://{self._name}:{self._cdn.port}"
 
     @property
     def rate(self) -> float | None:
