@@ -35,6 +35,12 @@ class Image:
     greeting: str
     """What it prints when it is run."""
 
+    @property
+    def largest(self) -> str:
+        """The digest of the blob that takes longest to pull."""
+        blobs = self.layout / "blobs" / "sha256"
+        return max(self.blobs, key=lambda digest: (blobs / digest.removeprefix("sha256:")).stat().st_size)
+
     def push(self, registry: str, repository: str, tag: str, *, home: Path) -> None:
         """Copies the whole index, byte for byte, to the registry at `registry` (host:port, plain http)."""
         need("skopeo")
@@ -45,11 +51,14 @@ class Image:
         )  # fmt: skip
 
 
-def build(layout: Path, *, greeting: str, random_bytes: int = 2 << 20) -> Image:
-    """Writes an image with busybox in one layer and `random_bytes` that do not compress in another."""
+def build(layout: Path, *, greeting: str, random_bytes: int = 2 << 20, apart: bool = False) -> Image:
+    """Writes an image with busybox in one layer and `random_bytes` that do not compress in another.
+
+    With `apart` it has no blob in common with an image of another greeting.
+    """
     writer = _Layout(layout)
     layers = [
-        writer.layer({"bin/busybox": _busybox()}),
+        writer.layer({"bin/busybox": _busybox(), **({"greeting": greeting.encode()} if apart else {})}),
         writer.layer({"data/random": random.Random(greeting).randbytes(random_bytes)}),
     ]
     command = ["/bin/busybox", "echo", greeting]
@@ -61,10 +70,14 @@ def build(layout: Path, *, greeting: str, random_bytes: int = 2 << 20) -> Image:
 
 def build_sandbox(layout: Path) -> None:
     """Writes an image that sleeps, for this machine's platform alone. It has no blob in common with any of `build`."""
+    build_of(layout, {"bin/busybox": _busybox(), "sandbox": b""}, ["/bin/busybox", "sleep", "3600"])
+
+
+def build_of(layout: Path, files: dict[str, bytes], command: list[str]) -> None:
+    """Writes an image of these files, each of which everybody may run, for this machine's platform alone."""
     writer = _Layout(layout)
-    layers = [writer.layer({"bin/busybox": _busybox(), "sandbox": b""})]
     here = _ARCHITECTURES[platform.machine()]
-    writer.index({here: writer.image(here, layers, ["/bin/busybox", "sleep", "3600"])})
+    writer.index({here: writer.image(here, [writer.layer(files)], command)})
 
 
 class _Layout:
@@ -85,7 +98,7 @@ class _Layout:
                 entry.size, entry.mode = len(content), 0o755
                 archive.addfile(entry, io.BytesIO(content))
         diff_id = hashlib.sha256(raw.getvalue()).hexdigest()
-        return self._put(_LAYER, gzip.compress(raw.getvalue(), mtime=0)), f"sha256:{diff_id}"
+        return self._put(_LAYER, gzip.compress(raw.getvalue(), 1, mtime=0)), f"sha256:{diff_id}"
 
     def image(self, architecture: str, layers: list[tuple[Descriptor, str]], command: list[str]) -> Descriptor:
         config = self._put_json(

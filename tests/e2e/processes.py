@@ -69,13 +69,16 @@ class Process:
         self._running.wait()
 
 
-def eventually(condition: Callable[[], bool], *, seconds: float = 5) -> bool:
-    """Whether `condition` came true within `seconds`; for what another program does in its own time."""
+def eventually(condition: Callable[[], bool], *, seconds: float = 5, every: float = 0.01) -> bool:
+    """Whether `condition` came true within `seconds`; for what another program does in its own time.
+
+    It is asked `every` so many seconds.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.01)
+        time.sleep(every)
     return True
 
 

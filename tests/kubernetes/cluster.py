@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import socket
 import tarfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ import pytest
 
 from tests.e2e import cgroups
 from tests.e2e.images import build_sandbox
-from tests.e2e.processes import Process, remove_tree
+from tests.e2e.processes import Process, eventually, remove_tree
 from tests.e2e.programs import CONTAINERD2, PATH, environment, need
 from tests.kubernetes.namespaces import Namespaces
 from tests.kubernetes.settings import ADDRESS, DOMAIN, NODE, RUNTIME, SANDBOX, SOCKET, Settings
@@ -26,7 +27,12 @@ PROGRAMS = (
     "runc", "sysctl",
 )  # fmt: skip
 
+_CRICTL = (
+    "crictl", "--config=/dev/null", "--timeout=30s", f"--runtime-endpoint=unix://{SOCKET}", f"--image-endpoint=unix://{SOCKET}",
+)  # fmt: skip
+_CTR = ("ctr", "--address", SOCKET, "--namespace", "k8s.io")
 _START = 120.0  # seconds until each part serves; all take five on two idle cores
+_STOP = 3.0  # seconds; the API server waits longer for clients that are no more
 _COMMAND = 60.0  # seconds for a command that waits for nothing
 # What the API server's absence makes the others complain about comes last.
 _STOPPED = (
@@ -55,6 +61,7 @@ class Cluster:
         self.env = {
             **environment(self.home),
             "PATH": os.pathsep.join((str(CONTAINERD2), PATH)),
+            "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS": "1",
             "KUBECONFIG": str(self.home / "kubeconfig"),
             "TMPDIR": str(self.home / "tmp"),
         }
@@ -79,7 +86,7 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         with self._undo:
             for program in _STOPPED:
-                self._programs[program].stop()
+                self._programs[program].stop(seconds=_STOP)
 
     def _remove(self) -> None:
         cgroups.remove(self._group)
@@ -102,7 +109,7 @@ class Cluster:
 
     def _start(self) -> None:
         containerd, etcd = self._begin("containerd"), self._begin("etcd")
-        etcd.wait_until(lambda: self._answers("http://127.0.0.1:2379/health"), seconds=_START)
+        etcd.wait_until(lambda: self.answers("http://127.0.0.1:2379/health"), seconds=_START)
         api = self._begin("kube-apiserver")
         containerd.wait_until(lambda: self._works("ctr", "--address", SOCKET, "version"), seconds=_START)
         self._load_sandbox()
@@ -117,8 +124,8 @@ class Cluster:
             lambda: self._works("kubectl", "wait", f"node/{NODE}", "--for=condition=Ready", "--timeout=0"),
             seconds=_START,
         )
-        proxy.wait_until(lambda: self._answers("http://127.0.0.1:10256/healthz"), seconds=_START)
-        scheduler.wait_until(lambda: self._answers("https://127.0.0.1:10259/healthz"), seconds=_START)
+        proxy.wait_until(lambda: self.answers("http://127.0.0.1:10256/healthz"), seconds=_START)
+        scheduler.wait_until(lambda: self.answers("https://127.0.0.1:10259/healthz"), seconds=_START)
         dns.wait_until(
             lambda: self._works("busybox", "nslookup", f"kubernetes.default.svc.{DOMAIN}", ADDRESS), seconds=_START
         )
@@ -131,11 +138,8 @@ class Cluster:
 
     def _load_sandbox(self) -> None:
         """Brings what holds a pod's namespaces, so that no pod waits for it."""
-        layout, archive = self.home / "sandbox", self.home / "sandbox.tar"
-        build_sandbox(layout)
-        with tarfile.open(archive, "w") as file:
-            file.add(layout, arcname="")
-        self.load(archive, SANDBOX)
+        build_sandbox(self.home / "sandbox")
+        self.load(self.home / "sandbox", SANDBOX)
 
     # Its use
 
@@ -161,16 +165,48 @@ class Cluster:
 
     def crictl(self, *arguments: str) -> str:
         """Runs crictl against the node's containerd."""
-        endpoint = f"unix://{SOCKET}"
-        options = ("--config=/dev/null", f"--runtime-endpoint={endpoint}", f"--image-endpoint={endpoint}")
-        return self.run("crictl", *options, *arguments)
+        return self.run(*_CRICTL, *arguments)
 
-    def load(self, archive: Path, name: str) -> None:
-        """Gives the node an image from an archive of an OCI layout, past every registry; `name` is with its tag."""
-        self.run(
-            "ctr", "--address", SOCKET, "--namespace", "k8s.io",
-            "images", "import", "--base-name", name.rpartition(":")[0], archive,
-        )  # fmt: skip
+    def try_crictl(self, *arguments: str) -> bool:
+        """The same for what may fail: whether it worked."""
+        return self._works(*_CRICTL, *arguments)
+
+    def say(self, program: str, *arguments: str) -> str:
+        """What a program prints, whatever becomes of it."""
+        done = self.inside.run(*(_CRICTL if program == "crictl" else (program,)), *arguments, env=self.env, seconds=30)
+        return done.stdout + done.stderr
+
+    def load(self, layout: Path, name: str) -> None:
+        """Gives the node the image of an OCI layout, past every registry, under this name and tag.
+
+        The tag is the one that the layout has.
+        """
+        archive = self.home / "load.tar"
+        with tarfile.open(archive, "w") as file:
+            file.add(layout, arcname="")
+        self.run(*_CTR, "images", "import", "--base-name", name.rpartition(":")[0], archive)
+
+    def forget(self, reference: str, blobs: frozenset[str]) -> None:
+        """Removes an image that nothing runs, with these blobs of its; containerd alone would keep them for a while."""
+        self.crictl("rmi", reference)
+        if not eventually(lambda: not self._swept() & blobs, seconds=_COMMAND, every=0.5):
+            raise TimeoutError(f"the node keeps the content of {reference}")
+
+    def _swept(self) -> set[str]:
+        """The digests of all that the node holds, once what nothing holds is gone."""
+        self.run(*_CTR, "leases", "create", "--id", "sweep")
+        self.run(*_CTR, "leases", "rm", "--sync", "sweep")
+        return set(self.run(*_CTR, "content", "ls", "--quiet").split())
+
+    def connects(self, address: str, port: int) -> bool:
+        """Whether something on the cluster's network takes connections there."""
+
+        def connect() -> bool:
+            with socket.socket() as probe:
+                probe.settimeout(2)
+                return probe.connect_ex((address, port)) == 0
+
+        return self.inside.call(connect)
 
     def read(self, path: Path) -> bytes | None:
         """A file as the node has it; None where there is none."""
@@ -188,5 +224,6 @@ class Cluster:
     def _works(self, *argv: str | Path) -> bool:
         return self.inside.run(*argv, env=self.env, seconds=_COMMAND).returncode == 0
 
-    def _answers(self, url: str) -> bool:
+    def answers(self, url: str) -> bool:
+        """Whether a GET from the node succeeds, whatever certificate there is."""
         return self._works("curl", "--insecure", "--silent", "--fail", "--max-time", "2", "--output", "/dev/null", url)

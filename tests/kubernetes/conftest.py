@@ -1,0 +1,145 @@
+"""One cluster for all tests of the chart, with registries around it; its end has to leave the machine as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.clients.client import need_overlay, snippet
+from tests.e2e.images import Image, build
+from tests.e2e.programs import need
+from tests.kubernetes import image
+from tests.kubernetes.authority import Authority
+from tests.kubernetes.cluster import PROGRAMS, Cluster
+from tests.kubernetes.pods import Pods, describe
+from tests.kubernetes.registries import HOSTS, PASSWORD, PLACES, PRIVATE, USER, Registries
+from tests.kubernetes.release import ADMIN, NODE_PORT, PORT, Release
+from tests.kubernetes.settings import CERTS_D, NODE
+from tests.kubernetes.traces import traces
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows what the cluster and its programs say."""
+    report = yield
+    cluster = getattr(item, "funcargs", {}).get("cluster")
+    if report.failed and report.when != "teardown" and isinstance(cluster, Cluster):
+        report.sections.append((f"cluster: {cluster.logs}", describe(cluster)))
+    return report
+
+
+@pytest.fixture(scope="package")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Whom the node and the mirror trust when a registry says its name."""
+    need("openssl")
+    return Authority(tmp_path_factory.mktemp("authority"), HOSTS)
+
+
+@pytest.fixture(scope="package")
+def cluster(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Cluster]:
+    """The cluster."""
+    need(*PROGRAMS, "helm", root=True)
+    home = tmp_path_factory.mktemp("kubernetes")
+    need_overlay(home)
+    before = traces(home)
+    with Cluster(home, hosts=HOSTS, trusted=authority.ca) as started:
+        yield started
+    assert traces(home) == before
+
+
+@pytest.fixture(scope="package")
+def registries(cluster: Cluster, authority: Authority) -> Iterator[Registries]:
+    """docker.io, quay.io and a private registry, as the cluster finds them."""
+    with Registries(authority, cluster.inside) as serving:
+        yield serving
+
+
+@pytest.fixture(scope="package")
+def pods(cluster: Cluster) -> Pods:
+    """What runs on the node."""
+    return Pods(cluster)
+
+
+@pytest.fixture
+def make_image(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Image]:
+    """Makes an image that has no blob in common with any other."""
+
+    def make(name: str = "image", *, random_bytes: int = 1 << 20) -> Image:
+        return build(tmp_path / name, greeting=f"{request.node.nodeid} {name}", random_bytes=random_bytes, apart=True)
+
+    return make
+
+
+@pytest.fixture(scope="package")
+def mirror(
+    cluster: Cluster, registries: Registries, authority: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> Release:
+    """The mirror, where pods may do next to nothing, with a volume of the node's; and the node told of it.
+
+    It knows the private registry's password. Each registry is trusted by the authority that the cluster has for all.
+    """
+    layout = tmp_path_factory.mktemp("mirror") / "image"
+    command = image.build(layout)
+    cluster.load(layout, image.NAME)
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mirror", "labels": labels}})
+    cluster.apply(*volume(cluster.home / "volume"))
+    release = Release(cluster, "mirror")
+    release.install(
+        {
+            "image": {"name": image.NAME, "command": command, "path": image.path()},
+            "config": CONFIG,
+            "secrets": {"ca.crt": authority.ca.read_text(), "password": PASSWORD},
+        }
+    )
+    example = snippet("containerd/_default/hosts.toml", f"127.0.0.1:{NODE_PORT}", cluster.home / "hosts.toml")
+    cluster.write(CERTS_D / "_default" / "hosts.toml", example.read_text())
+    return release
+
+
+SECRETS = "/run/secrets/mirror"
+CONFIG = {
+    "listen": f"0.0.0.0:{PORT}",
+    "admin_listen": f"0.0.0.0:{ADMIN}",
+    "drain_delay": "5s",
+    "storage": {"path": "/var/lib/mirror", "max_size": "900MiB"},
+    "upstreams": {
+        **{place.name: {"ca_file": f"{SECRETS}/ca.crt"} for place in PLACES},
+        PRIVATE.name: {
+            "url": f"https://{PRIVATE.host}",
+            "ca_file": f"{SECRETS}/ca.crt",
+            "username": USER,
+            "password_file": f"{SECRETS}/password",
+        },
+    },
+}
+
+
+def volume(directory: Path) -> tuple[dict[str, Any], ...]:
+    """A class of storage that has one volume: this directory of the node's."""
+    directory.mkdir()
+    where = {"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE]}
+    return (
+        {
+            "apiVersion": "storage.k8s.io/v1",
+            "kind": "StorageClass",
+            "metadata": {"name": "local"},
+            "provisioner": "kubernetes.io/no-provisioner",
+            "volumeBindingMode": "WaitForFirstConsumer",
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": "cache"},
+            "spec": {
+                "capacity": {"storage": "1Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "storageClassName": "local",
+                "local": {"path": str(directory)},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [where]}]}},
+            },
+        },
+    )
