@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import programs
 from tests.e2e.processes import Process, eventually
 from tests.e2e.programs import need, run
 from tests.kubernetes.cluster import PROGRAMS, Cluster
@@ -52,6 +53,15 @@ def test_cluster_leaves_nothing_behind(tmp_path: Path) -> None:
         assert traces(tmp_path)["rules"] == before["rules"]
     assert traces(tmp_path) == before
     assert {path.name for path in tmp_path.iterdir()} == {"logs", "killed.log", "pod.json"}
+
+
+def test_what_a_cluster_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where a program of Kubernetes could not be built the gate fails, and says which one and how to get it."""
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr(programs, "PATH", "")
+
+    with pytest.raises(pytest.fail.Exception, match=r"coredns \(make e2e-programs\).* etcd \(Debian: etcd-server\)"):
+        Cluster(tmp_path)
 
 
 def start(home: Path) -> tuple[list[str], Process]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+from tests.e2e.processes import is_there
 from tests.e2e.programs import run
 
 Traces = dict[str, frozenset[str]]
@@ -12,6 +15,7 @@ Traces = dict[str, frozenset[str]]
 _PLACES = ("/etc/cni", "/etc/containerd", "/run/containerd", "/var/lib/cni", "/var/lib/kubelet", "/var/log/containers",
            "/var/log/pods")  # fmt: skip
 _SET = re.compile(r"net\.(bridge|ipv4\.(conf\.(all|default|lo)\.|ip_forward)|netfilter)|vm\.|kernel\.(panic|keys)")
+_OWNER = re.compile(r"/mirror-e2e-(\d+)\b")
 _MOVING = re.compile(r"nf_conntrack_count|vm\.stat_refresh|vm\.drop_caches|vm\.compact_memory")
 
 
@@ -24,8 +28,8 @@ def traces(home: Path) -> Traces:
         "rules": _lines(run("nft", "--stateless", "list", "ruleset", home=home)),
         "sysctls": frozenset(line for line in sysctls if _SET.match(line) and not _MOVING.search(line)),
         "mounts": frozenset(line for line in _lines(Path("/proc/mounts").read_text()) if str(home) in line),
-        "files": frozenset(str(path) for place in _PLACES for path in Path(place).rglob("*")),
-        "groups": frozenset(str(path) for path in Path("/sys/fs/cgroup").rglob("*kube*") if path.is_dir()),
+        "files": frozenset(path for place in _PLACES for path in _below(place)),
+        "groups": frozenset(path for path in _below("/sys/fs/cgroup") if "kube" in path and not _is_anothers(path)),
         "processes": frozenset(_processes(home)),
     }
 
@@ -33,6 +37,18 @@ def traces(home: Path) -> Traces:
 def _lines(text: str) -> frozenset[str]:
     # How long an address is still valid changes by itself.
     return frozenset(re.sub(r"valid_lft \S+ preferred_lft \S+|expires \S+", "", line) for line in text.splitlines())
+
+
+def _below(top: str) -> Iterator[str]:
+    """Every path there; what goes in the meantime is passed over."""
+    for directory, directories, files in os.walk(top):
+        yield from (f"{directory}/{name}" for name in (*directories, *files))
+
+
+def _is_anothers(group: str) -> bool:
+    """Whether a control group is one of another run of the tests that goes on."""
+    named = _OWNER.search(group)
+    return named is not None and int(named[1]) != os.getpid() and is_there(int(named[1]))
 
 
 def _processes(home: Path) -> list[str]:
