@@ -414,9 +414,9 @@ class Cache:
 
     # Blobs.
 
-    async def open_blob(self, digest: Digest) -> SharedFile | None:
+    async def open_blob(self, digest: Digest, target: Target) -> SharedFile | None:
         """The blob's file, with the caller as its holder, noted as used; None where it is not held or not readable."""
-        file = await self.blobs.open_blob(digest)
+        file = await self.blobs.open_blob(digest, beside=lambda: self.absence(target, digest, "blob"))
         if file is not None:
             self.blobs.touch(digest)
         return file

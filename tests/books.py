@@ -13,7 +13,8 @@ class Book(Records):
     """`rows` are the values by key, with the seconds that each was said to be useful for in `useful_for`, and with the
     end of its use in `ends`, where a test says so.
 
-    `lost`: whether writes and deletions are forgotten, as on a disk that is read-only. `hold(n)` lets the next n reads
+    `lost`: whether writes and deletions are forgotten, as on a disk that is read-only. `mute`: whether it does not
+    answer. `hold(n)` lets the next n reads
     wait, with what they have read, until `release`.
     """
 
@@ -22,6 +23,7 @@ class Book(Records):
         self.useful_for: dict[Key, float] = {}
         self.ends: dict[Key, float] = {}
         self.lost = False
+        self.mute = False
         self.reading = asyncio.Event()
         self._held = 0
         self._released = asyncio.Event()
@@ -50,6 +52,10 @@ class Book(Records):
             await self._released.wait()
         await asyncio.sleep(0)  # a real one always lets others run
         return (value, self.ends.get(key, math.inf)) if value is not None else None
+
+    async def look_up(self, key: Key) -> tuple[bool, tuple[bytes, float] | None]:
+        """As Records."""
+        return (False, None) if self.mute else (True, await self.row(key))
 
     async def set(self, key: Key, value: bytes, useful_for: float) -> bool:
         """As Records."""

@@ -149,10 +149,23 @@ class FaultyFiles(Files):
         self._after("open", path)
         return fd
 
-    def at_hand(self, path: Path) -> bool:
+    def open_at_hand(self, path: Path) -> int | None:
+        if self._is_trapped("open", path) or self._is_trapped("size", path):
+            return None
+        fd = super().open_at_hand(path)
+        if fd is not None:
+            with self._lock:
+                self._note("open", path)
+                self._paths[fd] = path
+            self._after("open", path)
+        return fd
+
+    def is_linked(self, fd: int) -> bool:
+        return not self._is_trapped("close", self._paths[fd]) and super().is_linked(fd)
+
+    def _is_trapped(self, method: str, path: Path) -> bool:
         with self._lock:
-            trapped = any(trap.stands_before("open", path) for trap in self._traps)
-        return not trapped and super().at_hand(path)
+            return any(trap.stands_before(method, path) for trap in self._traps)
 
     def rename(self, source: Path, target: Path) -> None:
         self._before("rename", target)
@@ -201,6 +214,7 @@ class FaultyFiles(Files):
             path = self._paths.pop(fd)
             caught = self._note("close", path)
         super().close(fd)  # Linux closes it even where it then tells of an error
+        self._after("close", path)
         for trap in caught:
             trap.spring()
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import structlog
 
 from mirror.cache import Question
+from mirror.download.ahead import SpoolAhead
 from mirror.download.fetch import Fetch, Tools
 from mirror.download.pump import pump
 from mirror.download.sources import Sources
@@ -53,6 +54,7 @@ class Attempt:
         self._claimed = False
         self._leftover: Leftover | None = None
         self._spool: Spool | None = None
+        self._ahead: SpoolAhead | None = None
         self._reservation: Reservation | None = None
         self._fetch = Fetch(digest, sources, tools, takes_encoded=True)
 
@@ -81,10 +83,13 @@ class Attempt:
         source = self._source = self._sources.all[0]
         if self._first and not self._pass_through:
             await self._take_up(source)
+        cache = self._tools.cache
+        if self._spool is None and not self._pass_through and cache.trouble.usable("blobs"):
+            self._ahead = SpoolAhead(cache.blobs, self._digest, source.upstream.host)
         if self.size is None or self.began_at < self.size:
             await self._fetch.open(self._tools.timeouts.first_byte)
         if self._spool is None:
-            hint = self._tools.cache.size_hint(source, self._digest) if self._first else None
+            hint = cache.size_hint(source, self._digest) if self._first else None
             self.size = await self._learn_size(hint)
         self.track = await self._make_track(watched)
         self.track.size = self.size
@@ -170,14 +175,15 @@ class Attempt:
         room = self.size if self.size is not None else self._fetch.size
         if self._spool is None and not self._pass_through and await self._reserve(_STEP if room is None else room):
             try:
-                self._spool = await self._with_room(
-                    lambda: cache.blobs.create_spool(self._digest, self._source.upstream.host)
-                )
+                self._spool = await self._with_room(self._create_spool)
             except StorageError as error:
                 cache.trouble.note("blobs", error)
                 self._end_reservation()
         if self._spool is not None:
             return SpoolTrack(self._spool, cache.blobs)
+        if self._ahead is not None:
+            self._ahead.drop()
+            self._ahead = None
         if room is None:
             raise UpstreamUnavailable(
                 f"no length is known for {self._digest}, and there is no room to find out", reason="no_room"
@@ -187,6 +193,12 @@ class Attempt:
         self.size, self._fetch.stop = room, None  # cannot wait for the digest here: the upstream's word has to do
         timeouts = self._tools.timeouts
         return WindowTrack(self._digest, cache.blobs, MinimumRate(timeouts.min_rate, timeouts.client))
+
+    async def _create_spool(self) -> Spool:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            return await ahead.take()
+        return await self._tools.cache.blobs.create_spool(self._digest, self._source.upstream.host)
 
     async def _with_room(self, call: Callable[[], Awaitable[T]]) -> T:
         """A call that makes a file, tried again where a full disk gave room: it may have bytes, but no inodes."""
@@ -312,6 +324,8 @@ class Attempt:
         await self._fetch.close()
         spool, self._spool = self._spool, None
         try:
+            if self._ahead is not None:
+                await self._ahead.remove()
             if self.track is None and spool is not None and self._leftover is not None:
                 self._tools.cache.blobs.put_back(self._digest, self._leftover)
             elif spool is not None and not (keep and self.size is not None):

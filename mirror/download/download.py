@@ -189,7 +189,7 @@ class Download:
             return
         if self.finished:
             self._close_file()
-        elif not self._worth_finishing():
+        elif self._failure is None and not self._worth_finishing():  # one that has failed is tidying up
             self._cancel()
 
     def _worth_finishing(self) -> bool:

@@ -31,6 +31,8 @@ _PROGRESS = 64 << 10
 """Bytes that count as progress, so that an upstream cannot keep us busy byte by byte."""
 _SKIP_FACTOR = 3
 """How often the blob's length may be thrown away where the upstream ignores ranges."""
+_NOTED_AFTER = 1.0
+"""Seconds before what headers showed is noted: most blobs are complete by then, which shows more."""
 NO_PARTS = ("range", "size")
 """Reasons why an upstream cannot be asked for a part: it gives another one, or is not at one about the whole."""
 _log = structlog.get_logger()
@@ -94,6 +96,7 @@ class Fetch:
         self._turn: Slot | None = None
         self._claim: tuple[Question, int] | None = None
         """What the last headers showed, and nobody has noted yet: the blob's length in bytes, as said to a question."""
+        self._claimed_at = 0.0
         self._noting: asyncio.Task[LinkRecord] | None = None
         self._pace = MinimumRate(tools.timeouts.min_rate, tools.timeouts.client)
         """Of whoever takes the bytes."""
@@ -127,8 +130,8 @@ class Fetch:
         reason client where the bytes are taken too slowly.
         """
         self._check_pace()
-        if self.received:
-            self._note()  # not before: no first byte waits for it
+        if self._claim is not None and time.monotonic() - self._claimed_at > _NOTED_AFTER:
+            self._note()
         while not self._done():
             try:
                 chunk = await self._read()
@@ -333,7 +336,7 @@ class Fetch:
             raise UpstreamUnavailable(f"{target} gives {self.digest} another length than before", reason="size")
         if stream.size is not None:
             # Headers are a claim; the link is proven when the digest matches.
-            self._claim = question, stream.size
+            self._claim, self._claimed_at = (question, stream.size), time.monotonic()
             self.size = self.size if self.size is not None else stream.size
         self.encoded, self.relayed = encoded, stream.relayed
         self.shown = self.shown or question

@@ -45,7 +45,7 @@ class BlobPuller:
         Raises BlobUnknown, UpstreamRefused, UpstreamUnavailable, RangeNotSatisfiable, RangeInvalid.
         """
         first_byte = Deadline.after(self._timeouts.first_byte)
-        file = await self._open(digest)
+        file = await self._open(target, digest)
         if file is not None:
             try:
                 return await self._from_file(target, digest, ranges, file, first_byte)
@@ -59,12 +59,12 @@ class BlobPuller:
 
     # Held.
 
-    async def _open(self, digest: Digest) -> SharedFile | None:
+    async def _open(self, target: Target, digest: Digest) -> SharedFile | None:
         ended = self._downloads.ended
         try:
-            file = await self._cache.open_blob(digest)
+            file = await self._cache.open_blob(digest, target)
             if file is None and self._downloads.ended != ended:
-                file = await self._cache.open_blob(digest)  # perhaps it has come while we looked
+                file = await self._cache.open_blob(digest, target)  # perhaps it has come while we looked
             return file
         except StorageError as error:
             self._cache.trouble.note("blobs", error)
@@ -155,7 +155,7 @@ class BlobPuller:
         Raises as `get`.
         """
         deadline = Deadline.after(self._timeouts.first_byte)
-        file = await self._open(digest)
+        file = await self._open(target, digest)
         if file is not None:
             try:
                 await self._permissions.held(target, digest, file, deadline)

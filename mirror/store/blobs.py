@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from mirror.store.rests import Rests
 from mirror.store.shelves import DIRECTORIES, BlobEntry, Directory, Shelves
 from mirror.store.spools import Leftover, Spool, origin_of
 from mirror.store.survey import Audience, Guide
-from mirror.store.threads import Threads
+from mirror.store.threads import Threads, failed
 from mirror.store.unsettled import Unsettled
 from mirror.store.uses import Uses
 from mirror.store.workshop import Workshop
@@ -77,11 +77,13 @@ class BlobStore:
         self._hashing = Threads("hash", _HASH_THREADS)
         self._part = part or Part()
         self._unsettled = Unsettled(root / f"unsettled{self._part.name}", files)
-        self._shelves = Shelves(root, files, self._unsettled, self._share, self._part.ledger)
+        self._shelves = Shelves(root, files, self._unsettled, self._share_blob, self._part.ledger)
         self.checks = Checks(self._shelves, self._unsettled, self._checking, self._tidying, patience=patience)
         self._looking = SingleFlight()
         self._uses = Uses(clock)
         self._workshop = Workshop(root / "spool", files, self._part, self._share)
+        self._prompt = False
+        """Whether what the kernel has in memory is had at once."""
         self._opened = False
 
     # Once.
@@ -144,23 +146,39 @@ class BlobStore:
         """Bytes of blobs that came minus bytes that went since the first process began."""
         return self._part.ledger.net
 
-    async def open_blob(self, digest: Digest) -> SharedFile | None:
+    async def open_blob(
+        self, digest: Digest, beside: Callable[[], Awaitable[object]] | None = None
+    ) -> SharedFile | None:
         """The blob's file, or None where it is not held. Its first holder is the caller.
+
+        `beside`: what the caller wants to know if there is none, asked for while the disk is.
 
         A blob committed shortly before an unclean stop is verified first; where that takes long it counts as not held
         meanwhile.
         """
         if self.checks.is_suspect(digest) and not await self.checks.verified(digest):
             return None
-        patience, shelves, reading = self._patience, self._shelves, self._reading
-        at_hand, file = await self._opening.run(
-            shelves.open_at_hand, digest, limit=patience, unwanted=lambda found: let_go(found[1])
-        )
+        at_hand, file = await self._open_at_hand(digest)
         if at_hand:
             return file
-        if not await self._looking.run(digest, lambda: reading.run(shelves.holds, digest, limit=patience)):
+        patience, shelves, reading = self._patience, self._shelves, self._reading
+        looking = self._looking.start(digest, lambda: reading.run(shelves.holds, digest, limit=patience))
+        if beside is not None:
+            await beside()
+        if not await asyncio.shield(looking):
             return None
         return await reading.run(shelves.open, digest, limit=patience, unwanted=let_go)
+
+    async def _open_at_hand(self, digest: Digest) -> tuple[bool, SharedFile | None]:
+        """As Shelves.open_at_hand: here, where nothing can keep us waiting, since a thread costs more than the call."""
+        if not self._prompt:
+            return await self._opening.run(
+                self._shelves.open_at_hand, digest, limit=self._patience, unwanted=lambda found: let_go(found[1])
+            )
+        try:
+            return self._shelves.open_at_hand(digest)
+        except OSError as error:
+            raise failed(error) from error
 
     async def remove(self, digest: Digest) -> int:
         """Unlinks a blob; whoever is being sent it still reads on. Returns the bytes it had, 0 if it was gone."""
@@ -226,7 +244,7 @@ class BlobStore:
     async def create_spool(self, digest: Digest, host: str) -> Spool:
         """A new, empty spool for bytes from the upstream `host`."""
         return await self._writing.run(
-            self._workshop.create, digest, host, limit=self._patience, unwanted=self._throw_away
+            self._workshop.create, digest, host, limit=self._patience, unwanted=self.throw_away
         )
 
     async def open_spool(self, digest: Digest, name: str, inode: int) -> SharedFile | None:
@@ -348,12 +366,26 @@ class BlobStore:
     def _share(self, fd: int, size: int) -> SharedFile:
         return SharedFile(fd, size, self.files, self._tidying.submit)
 
+    def _share_blob(self, fd: int, size: int) -> SharedFile:
+        return SharedFile(fd, size, self.files, self._close)
+
+    def _close(self, close: Callable[[int], None], fd: int) -> None:
+        """A file that was only read, where that waits for nothing at once: a call to a thread costs more."""
+        if not self._prompt or not self.files.is_linked(fd):
+            self._tidying.submit(close, fd)
+            return
+        try:
+            close(fd)
+        except OSError:
+            pass  # it is closed all the same, and was only read
+
     def _make_directories(self) -> None:
         for part in ("blobs/sha256", "blobs/sha512", "spool"):
             self.files.mkdir(self.root / part)
 
     def _open(self, suspects: Sequence[Digest] | None) -> bool:
         self._make_directories()
+        self._prompt = self.files.is_prompt(self.root)
         clean = self._read_journals() if suspects is None else self._unsettled.resume(suspects)
         for made in (self.root / "blobs", self.root):
             self.files.fsync_directory(made)
@@ -404,7 +436,8 @@ class BlobStore:
         spool.file.release()
         self.put_back(spool.digest, leftover)
 
-    def _throw_away(self, spool: Spool) -> None:
+    def throw_away(self, spool: Spool) -> None:
+        """Lets go of a spool that nobody reads, and has its file removed some time."""
         spool.file.release()
         self._workshop.let_go(spool.path)
         self._tidying.submit(self.files.unlink, spool.path)

@@ -52,11 +52,9 @@ class Epochs:
         self._present.set(repository, new)
         if ended.written:
             await self._records.delete(epoch_key(repository))
-        elif self._generations.shared:
-            # Others have made up numbers of their own meanwhile: only another one on the disk ends those.
-            await self.write(repository, new.number)
-            return
-        self._tell(repository, ended.stamp)
+        # Others may have made up numbers of their own meanwhile: only another one on the disk ends those.
+        if not self._generations.shared or not await self.write(repository, new.number):
+            self._tell(repository, ended.stamp)
 
     async def stands(self, repository: Key, number: int) -> bool:
         """Whether what was asked in this epoch may be noted; then its number is written down, too."""
@@ -67,15 +65,20 @@ class Epochs:
             await self.write(repository, number)
         return True
 
-    async def write(self, repository: Key, number: int) -> None:
-        """Writes the number down, unless its epoch has ended: what is noted in it must find it again."""
+    async def write(self, repository: Key, number: int) -> bool:
+        """Writes the number down, unless its epoch has ended: what is noted in it must find it again.
+
+        Returns whether it was written.
+        """
         known = self._present.get(repository)
         if known is None or known.number != number:
-            return
+            return False
         self._present.set(repository, _Epoch(number, True, known.stamp))
         value = msgspec.msgpack.encode(EpochRecord(number))
-        if await self._records.set(epoch_key(repository), value, self._useful_for):
+        written = await self._records.set(epoch_key(repository), value, self._useful_for)
+        if written:
             self._tell(repository, known.stamp)
+        return written
 
     async def _epoch(self, repository: Key) -> _Epoch:
         known = self._present.get(repository)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import stat
 import struct
 from collections.abc import Callable, Iterable
@@ -15,24 +16,56 @@ _AT_FDCWD = -100
 _RESOLVE_CACHED = 0x20
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 """None where Python was built with a C library that does not know it, as older ones of Alpine."""
+_LOCAL = frozenset({"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "tmpfs", "xfs"})
+"""File systems that keep what they have opened in the kernel, and ask nobody."""
+_OCTAL = re.compile(r"\\([0-7]{3})")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Files:
-    """The file system calls of the store, thin over `os`. All of them block: call them from a thread of a pool."""
+    """The file system calls of the store, thin over `os`. All of them block: call them from a thread of a pool.
+
+    But where `is_prompt`: `open_at_hand`, `size`, `is_linked`, `read_resident`, and `close` of what is linked.
+    """
 
     def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
         """Opens `path` and returns its descriptor."""
         return os.open(path, flags | os.O_CLOEXEC, mode)
 
-    def at_hand(self, path: Path) -> bool:
-        """Whether `open` for reading would answer from memory; False also where nobody can tell."""
-        how = struct.pack("QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+    def open_at_hand(self, path: Path) -> int | None:
+        """Opens `path` for reading as `open` does, if the kernel has all of the way to it in memory; else None.
+
+        Raises FileNotFoundError where it knows that nothing is there.
+        """
+        how = struct.pack("QQQ", os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
         fd: int = _libc.syscall(ctypes.c_long(_OPENAT2), _AT_FDCWD, os.fsencode(path), how, ctypes.c_size_t(len(how)))
-        if fd < 0:
-            return ctypes.get_errno() == errno.ENOENT
-        os.close(fd)
-        return True
+        if fd >= 0:
+            return fd
+        if ctypes.get_errno() == errno.ENOENT:
+            raise FileNotFoundError(errno.ENOENT, "there is no such file")
+        return None  # nobody can tell, or an error that shows when it is opened in earnest
+
+    def is_prompt(self, root: Path) -> bool:
+        """Whether opening what is at hand below `root`, and closing it again, waits for nothing.
+
+        On a file system that somebody serves, over a network or from a process, it may ask them each time.
+        """
+        place, kind = root.resolve(), ""
+        nearest = -1
+        try:
+            mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+        except OSError:
+            return False
+        for mount in mounts:  # a later one of the same place hides the earlier one
+            fields, _, rest = mount.partition(" - ")
+            point = Path(_OCTAL.sub(lambda code: chr(int(code[1], 8)), fields.split(" ")[4]))
+            if place.is_relative_to(point) and len(point.parts) >= nearest:
+                nearest, kind = len(point.parts), rest.split(" ")[0]
+        return kind in _LOCAL
+
+    def is_linked(self, fd: int) -> bool:
+        """Whether the open file still has a name: else closing it last frees its blocks."""
+        return os.fstat(fd).st_nlink > 0
 
     def close(self, fd: int) -> None:
         """Closes a descriptor."""

@@ -113,10 +113,15 @@ class Records:
 
     async def row(self, key: Key) -> tuple[bytes, float] | None:
         """The value of `key` and the end of its use, in seconds since the epoch; None where there is none."""
+        return (await self.look_up(key))[1]
+
+    async def look_up(self, key: Key) -> tuple[bool, tuple[bytes, float] | None]:
+        """Whether the database has answered, and what `row` gives."""
         if key in self.deletions:
-            return None
-        row = await self._call(self._reader, lambda cache: _row(cache, encode_key(key)), None)
-        return row if key not in self.deletions else None
+            return True, None
+        nothing: tuple[bool, tuple[bytes, float] | None] = (False, None)
+        found = await self._call(self._reader, lambda cache: (True, _row(cache, encode_key(key))), nothing)
+        return (True, None) if key in self.deletions else found
 
     async def set(self, key: Key, value: bytes, useful_for: float) -> bool:
         """Writes `value`; after `useful_for` seconds it is gone for `get`. Returns whether it was written."""

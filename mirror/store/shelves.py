@@ -63,10 +63,14 @@ class Shelves:
 
     def open_at_hand(self, digest: Digest) -> tuple[bool, SharedFile | None]:
         """Whether `open` needs no disk, and if so, what it gives; with the content of a small blob, if it is there."""
-        if not self._files.at_hand(self._path(digest)):
+        try:
+            fd = self._files.open_at_hand(self._path(digest))
+        except FileNotFoundError:
+            return True, None
+        if fd is None:
             return False, None
-        file = self.open(digest)
-        if file is not None and file.size <= _SMALL:
+        file = self._opened(fd)
+        if file.size <= _SMALL:
             file.content = self._files.read_resident(file.fd, file.size)
         return True, file
 
@@ -84,6 +88,9 @@ class Shelves:
             fd = self._files.open(self._path(digest), os.O_RDONLY)
         except FileNotFoundError:
             return None
+        return self._opened(fd)
+
+    def _opened(self, fd: int) -> SharedFile:
         try:
             return self._share(fd, self._files.size(fd))
         except BaseException:

@@ -49,7 +49,7 @@ class Threads:
                 return await asyncio.shield(future)
         except OSError as error:
             if not isinstance(error, TimeoutError) or error.errno is not None:
-                raise StorageError(f"the disk failed: {error.strerror or error}") from error
+                raise failed(error) from error
             _when_done(future, unwanted)
             raise StorageError("the disk does not answer") from OSError(errno.ETIMEDOUT, "no answer in time")
         except asyncio.CancelledError:
@@ -90,6 +90,11 @@ class Threads:
         if held is not None:
             future.add_done_callback(lambda _: held.release())
         return future
+
+
+def failed(error: OSError) -> StorageError:
+    """What a call's own error is to those who asked for it."""
+    return StorageError(f"the disk failed: {error.strerror or error}")
 
 
 def _when_done(future: asyncio.Future[T], unwanted: Callable[[T], object] | None) -> None:

@@ -21,7 +21,7 @@ _IN_MEMORY = 3600.0
 class Copy:
     """A record in memory, good while `stamp` is current, and until `ends`, in seconds since the epoch.
 
-    None stands in place of one that was deleted: the disk may not have heard of it, if it is locked or read-only.
+    None stands for none: the disk had none, or has not heard yet that it was deleted, locked or read-only as it may be.
     """
 
     __slots__ = ("ends", "record", "stamp")
@@ -88,9 +88,10 @@ class TypedRecords:
         return held
 
     async def _read(self, key: Key, shape: type[R]) -> tuple[R | None, float]:
-        row = await self._records.row(key)
+        """The record, and until when (seconds since the epoch) this may be believed: 0 where the disk did not tell."""
+        answered, row = await self._records.look_up(key)
         if row is None:
-            return None, 0.0
+            return None, math.inf if answered else 0.0
         try:
             return msgspec.msgpack.decode(row[0], type=shape), row[1]
         except msgspec.MsgspecError:
@@ -100,7 +101,7 @@ class TypedRecords:
         changes, before = self._changes, self._generations.stamp(key)
         record, ends = await self._read(key, shape)
         if changes == self._changes:
-            if record is not None:
+            if ends > 0:
                 await self._memory.set(key, Copy(record, before, ends), _IN_MEMORY)
             return record
         # What was written or deleted during the read counts, and must not be hidden by what was there before.

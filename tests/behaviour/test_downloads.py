@@ -12,6 +12,7 @@ import pytest
 
 from mirror.store.files import Files
 from tests.conftest import StartMirror
+from tests.faulty import FaultyFiles
 from tests.harness import RunningMirror, short_timeouts
 from tests.reading import Reading, blob_path, left_behind, nothing_unheard, open_files, readings, settled, spools
 from tests.upstream import FakeRegistry, delay, refuse, reset, stall, stall_at, status
@@ -273,6 +274,26 @@ async def test_a_fill_that_is_cut_during_a_slow_write_hurts_no_other_file(
     await settled(mirror)
 
     assert files.written_after_close == []
+    assert left_behind(mirror) == {}
+
+
+async def test_the_spool_is_made_while_the_upstream_is_asked(start_mirror: StartMirror, upstream: FakeRegistry) -> None:
+    """A slow disk and a slow upstream are waited for together; where the upstream says no, no file stays."""
+    files = FaultyFiles()
+    mirror = await start_mirror(timeouts=PATIENT, files=files)
+    blob = upstream.put_blob("library/demo", MIB)
+    upstream.fault(blob, status(404))
+    held = upstream.fault(blob, stall())
+    making = files.hold("open", path="spool")
+    asking = asyncio.create_task(mirror.blob("demo", blob.digest))
+
+    await making.met()
+    await asyncio.wait_for(held.reached.wait(), 5)
+    held.release()
+    making.release()
+
+    assert (await asking).status == 404
+    await settled(mirror)
     assert left_behind(mirror) == {}
 
 

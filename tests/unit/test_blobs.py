@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -849,3 +850,70 @@ async def test_a_leftover_that_cannot_be_removed_stays_counted(
     disk.clear()
     assert await successor.discard_leftover(Digest.of(data)) == len(data)
     await successor.close()
+
+
+# What the kernel has in memory
+
+
+@pytest.fixture
+def at_work(disk: FaultyFiles) -> list[tuple[str, str]]:
+    """The thread of each call that opens or closes a blob's file, from now on."""
+    seen: list[tuple[str, str]] = []
+
+    def watch(method: str, path: Path | None) -> None:
+        if method in ("open", "close") and path is not None and path.parent.parent.name == "sha256":
+            seen.append((method, threading.current_thread().name))
+
+    disk.watch = watch
+    return seen
+
+
+async def test_what_is_at_hand_is_opened_and_closed_without_a_thread(
+    store: BlobStore, disk: FaultyFiles, at_work: list[tuple[str, str]]
+) -> None:
+    """On a file system that answers from memory alone; one that asks somebody else could keep everybody waiting."""
+    if not disk.is_prompt(store.root):
+        pytest.skip("the tests' directory is on a file system that may ask somebody else")
+    digest = await put(store, content(1))
+    at_work.clear()
+
+    file = await store.open_blob(digest)
+
+    assert file is not None
+    file.release()
+    assert at_work == [("open", "MainThread"), ("close", "MainThread")]
+
+
+async def test_an_evicted_blob_is_closed_by_a_thread(
+    store: BlobStore, disk: FaultyFiles, at_work: list[tuple[str, str]]
+) -> None:
+    """Whoever closes it last has to wait until its blocks are free."""
+    digest = await put(store, content(1))
+    file = await store.open_blob(digest)
+    assert file is not None
+    await store.remove(digest)
+    at_work.clear()
+
+    file.release()
+    await store.close()
+
+    assert [thread.startswith("disk-tidy") for method, thread in at_work if method == "close"] == [True]
+
+
+async def test_a_served_file_system_is_not_prompt(disk: FaultyFiles) -> None:
+    """Nor is one that nobody knows."""
+    assert not disk.is_prompt(Path("/proc"))
+
+
+async def test_what_is_wanted_of_an_absent_blob_is_asked_for_meanwhile(store: BlobStore, disk: FaultyFiles) -> None:
+    """It does not wait for the disk."""
+    trap = disk.hold("stat")
+    asked = asyncio.Event()
+
+    async def beside() -> None:
+        asked.set()
+
+    opening = asyncio.create_task(store.open_blob(Digest.of(b"absent"), beside))
+    await asyncio.wait_for(asked.wait(), 5)
+    trap.release()
+    assert await opening is None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from mirror.store.epochs import Epochs
+from mirror.store.generations import Generations
 from tests.books import Book
 
 ONE, OTHER = ("a.test", "app"), ("a.test", "other")
@@ -40,3 +43,16 @@ async def test_one_that_has_ended_is_not_written() -> None:
     await epochs.end(ONE)
     await epochs.write(ONE, number)
     assert book.rows == {}
+
+
+async def test_a_second_refusal_hides_no_first_one_from_another_process() -> None:
+    """Which has made up a number of its own and noted nothing yet: it may have questions on their way."""
+    book, fd = Book(), Generations.share()
+    ours, theirs = (Epochs(book, useful_for=60, generations=Generations(os.dup(fd))) for _ in range(2))
+    number = await theirs.number(ONE)
+
+    await ours.end(ONE)
+    await ours.end(ONE)
+
+    assert not await theirs.stands(ONE, number)
+    os.close(fd)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 
+from mirror.store.generations import Generations
 from mirror.store.typed import TypedRecords
 from tests.books import Book
 
@@ -144,3 +146,39 @@ async def test_a_copy_ends_with_its_record(records: TypedRecords, book: Book) ->
     assert await records.get(("number", "two"), Number) == Number(2)
     assert await late.get(KEY, Number) is None
     await late.close()
+
+
+async def test_that_there_is_no_record_is_in_memory_until_there_is_one(records: TypedRecords, book: Book) -> None:
+    """The disk is asked once; what is put later counts at once."""
+    assert await records.get(KEY, Number) is None
+    book.rows[KEY] = msgspec.msgpack.encode(Number(7))  # behind its back
+    assert await records.get(KEY, Number) is None
+
+    await records.put(KEY, Number(8), 60)
+
+    assert await records.get(KEY, Number) == Number(8)
+
+
+async def test_that_there_is_no_record_is_believed_until_another_process_writes_one(book: Book) -> None:
+    """By the generations that both share."""
+    fd = Generations.share()
+    ours, theirs = (TypedRecords(book, generations=Generations(os.dup(fd))) for _ in range(2))
+    assert await ours.get(KEY, Number) is None
+
+    await theirs.put(KEY, Number(7), 60)
+
+    assert await ours.get(KEY, Number) == Number(7)
+    await ours.close()
+    await theirs.close()
+    os.close(fd)
+
+
+async def test_a_disk_that_does_not_answer_has_not_said_that_there_is_none(records: TypedRecords, book: Book) -> None:
+    """It is asked again."""
+    book.mute = True
+    book.rows[KEY] = msgspec.msgpack.encode(Number(7))
+    assert await records.get(KEY, Number) is None
+
+    book.mute = False
+
+    assert await records.get(KEY, Number) == Number(7)
