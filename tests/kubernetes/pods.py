@@ -42,10 +42,13 @@ class Pods:
         """Returns once the pod runs: the seconds that the node says its pull took. Fails the test if it never does."""
         if not eventually(lambda: self._condition(name, "Ready") == "True", seconds=READY, every=0.2):
             raise TimeoutError(f"pod {name} does not run:\n{self._cluster.kubectl('describe', 'pod', name)}")
-        for event in self._events(name):
+        events: list[dict[str, Any]] = self._cluster.get(
+            "events", f"--field-selector=involvedObject.uid={self._uid(name)}"
+        )["items"]
+        for event in events:
             if pulled := _PULLED.search(event["message"]):
                 return seconds(pulled[1])
-        raise LookupError(f"no word of a pull by pod {name}: {self._events(name)}")
+        raise LookupError(f"no word of a pull by pod {name}: {events}")
 
     def run(self, name: str, image: str) -> float:
         """`start` and `wait`."""
@@ -69,11 +72,9 @@ class Pods:
         conditions: list[Mapping[str, Any]] = self._cluster.get("pod", name)["status"].get("conditions", [])
         return next((condition["status"] for condition in conditions if condition["type"] == kind), None)
 
-    def _events(self, name: str) -> list[Mapping[str, Any]]:
-        events: list[Mapping[str, Any]] = self._cluster.get("events", f"--field-selector=involvedObject.name={name}")[
-            "items"
-        ]
-        return events
+    def _uid(self, name: str) -> str:
+        uid: str = self._cluster.get("pod", name)["metadata"]["uid"]
+        return uid
 
 
 def seconds(duration: str) -> float:

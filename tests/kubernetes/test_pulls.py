@@ -13,7 +13,7 @@ from tests.e2e.troubled import TroubledUpstream
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.pods import Pods
 from tests.kubernetes.registries import PLACES, Registries
-from tests.kubernetes.release import Release
+from tests.kubernetes.release import PORT, Release
 from tests.upstream import Rule, stall_at
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # the first test starts the cluster, too
@@ -119,6 +119,22 @@ def test_pods_start_without_the_mirror(
     assert max(took.values()) < FALL_BACK
     for name in public:
         assert {agent for *_, agent in asked(registries[name], "team/alone")} == {"containerd"}
+
+
+def test_pod_starts_though_the_mirror_is_unreachable(
+    mirror: Release, pods: Pods, registries: Registries, cluster: Cluster, make_image: MakeImage
+) -> None:
+    """Where nothing comes back from the mirror's address, as when its machine is off, images come from the registry."""
+    registries["docker.io"].hold(make_image(), "team/unreachable", "1")
+    address = mirror.pod()["status"]["podIP"]
+    rule = ("OUTPUT", "--destination", address, "--protocol", "tcp", "--dport", f"{PORT}", "--jump", "DROP")
+    cluster.run("iptables", "--wait", "--insert", *rule)
+    try:
+        pods.run("unreachable", "docker.io/team/unreachable:1")
+    finally:
+        cluster.run("iptables", "--wait", "--delete", *rule)
+
+    assert {agent for *_, agent in asked(registries["docker.io"], "team/unreachable")} == {"containerd"}
 
 
 def test_cached_image_starts_without_its_registry(
