@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
+import time
 from pathlib import Path
 
 from mirror.oci.errors import StorageError
+
+_PATIENCE = 10.0
+"""Seconds for workers to notice that their supervisor has died: they have the lock from it."""
+_PAUSE = 0.05
 
 
 class DataLock:
@@ -18,20 +24,20 @@ class DataLock:
 
     @classmethod
     def take(cls, root: Path) -> DataLock:
-        """Locks a directory that is there. Blocks.
+        """Locks a directory that is there. Blocks, for some seconds where its holder has died and left workers.
 
         Raises StorageError naming the process that uses it, and OSError where it cannot be used.
         """
         path = root / "lock"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            holder = _lock(fd)
         except OSError as error:
-            holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
             os.close(fd)
-            if isinstance(error, BlockingIOError):
-                raise StorageError(f"{root} is in use by {holder}") from None
             raise OSError(error.errno, error.strerror, str(path)) from error
+        if holder is not None:
+            os.close(fd)
+            raise StorageError(f"{root} is in use by {holder}")
         _sign(fd)
         return cls(fd)
 
@@ -58,6 +64,35 @@ class DataLock:
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
+
+
+def _lock(fd: int) -> str | None:
+    """Locks the file; else tells who holds it."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip()
+            if not _has_died(holder) or time.monotonic() > deadline:
+                return holder or "another process"
+            time.sleep(_PAUSE)
+        else:
+            return None
+
+
+def _has_died(holder: str) -> bool:
+    """Whether it is the name of a process of this machine that is no more."""
+    named = re.fullmatch(r"process (\d+) on (.*)", holder)
+    if named is None or named[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(named[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def identity_in(root: Path) -> tuple[int, int] | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,27 @@ def test_a_lock_knows_its_directory(tmp_path: Path) -> None:
     assert not lock.is_of(tmp_path / "data")
     lock.release()
     assert not lock.is_of(tmp_path / "away")
+
+
+ABANDONS = """
+import subprocess, sys
+from pathlib import Path
+from mirror.store.lock import DataLock
+lock = DataLock.take(Path(sys.argv[1]))
+worker = subprocess.Popen(["cat"], pass_fds=[lock.fd], stdout=subprocess.DEVNULL)  # as long as our stdin is open
+"""
+
+
+def test_the_workers_of_a_dead_supervisor_are_waited_for(tmp_path: Path) -> None:
+    """They have its lock, and end by themselves: whoever is started in its place at once need not fail."""
+    process = subprocess.Popen([sys.executable, "-c", ABANDONS, str(tmp_path)], stdin=subprocess.PIPE)
+    assert process.wait(30) == 0
+    assert process.stdin is not None
+    with ThreadPoolExecutor(1) as pool:
+        taking = pool.submit(DataLock.take, tmp_path)
+        with pytest.raises(TimeoutError):
+            taking.result(0.2)
+
+        process.stdin.close()
+
+        taking.result(10).release()
