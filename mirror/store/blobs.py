@@ -14,15 +14,15 @@ import structlog
 
 from mirror.oci.digest import Digest
 from mirror.oci.errors import StorageError
-from mirror.singleflight import SingleFlight
 from mirror.store.checks import Checks
 from mirror.store.files import Files, SharedFile, let_go
+from mirror.store.opening import Opening
 from mirror.store.part import Part
 from mirror.store.rests import Rests
 from mirror.store.shelves import DIRECTORIES, BlobEntry, Directory, Shelves
 from mirror.store.spools import Leftover, Spool, origin_of
 from mirror.store.survey import Audience, Guide
-from mirror.store.threads import Threads, failed
+from mirror.store.threads import Threads
 from mirror.store.unsettled import Unsettled
 from mirror.store.uses import Uses
 from mirror.store.workshop import Workshop
@@ -30,7 +30,6 @@ from mirror.store.workshop import Workshop
 __all__ = ["BlobEntry", "BlobStore", "Directory", "Leftover", "Spool", "is_full"]
 
 T = TypeVar("T")
-_OPEN_THREADS = 2
 _READ_THREADS = 8
 _WRITE_THREADS = 8
 _SETTLE_THREADS = 4
@@ -67,23 +66,19 @@ class BlobStore:
         """Spools of an earlier process: resumed when wanted, removed when in the way."""
         self._clock = clock
         self._patience = patience
-        self._opening = Threads("disk-open", _OPEN_THREADS)
-        """For what the kernel has in memory; what it has not may take its time in `_reading`."""
         self._reading = Threads("disk-read", _READ_THREADS)
         self._writing = Threads("disk-write", _WRITE_THREADS)
         self._settling = Threads("disk-settle", _SETTLE_THREADS)
         self._tidying = Threads("disk-tidy", _TIDY_THREADS)
         self._checking = Threads("disk-check", _CHECK_THREADS)
         self._hashing = Threads("hash", _HASH_THREADS)
+        self._opening = Opening(files, self._reading, self._tidying, patience=patience)
         self._part = part or Part()
         self._unsettled = Unsettled(root / f"unsettled{self._part.name}", files)
-        self._shelves = Shelves(root, files, self._unsettled, self._share_blob, self._part.ledger)
+        self._shelves = Shelves(root, files, self._unsettled, self._opening.share, self._part.ledger)
         self.checks = Checks(self._shelves, self._unsettled, self._checking, self._tidying, patience=patience)
-        self._looking = SingleFlight()
         self._uses = Uses(clock)
         self._workshop = Workshop(root / "spool", files, self._part, self._share)
-        self._prompt = False
-        """Whether what the kernel has in memory is had at once."""
         self._opened = False
 
     # Once.
@@ -116,9 +111,9 @@ class BlobStore:
         Waits for what still runs, but not for longer than `limit` seconds: a disk that hangs stops nobody from leaving.
         """
         await self.checks.close()
-        await self._looking.close()
+        await self._opening.close()
         pools = (
-            self._opening,
+            self._opening.pool,
             self._reading,
             self._writing,
             self._settling,
@@ -158,27 +153,7 @@ class BlobStore:
         """
         if self.checks.is_suspect(digest) and not await self.checks.verified(digest):
             return None
-        at_hand, file = await self._open_at_hand(digest)
-        if at_hand:
-            return file
-        patience, shelves, reading = self._patience, self._shelves, self._reading
-        looking = self._looking.start(digest, lambda: reading.run(shelves.holds, digest, limit=patience))
-        if beside is not None:
-            await beside()
-        if not await asyncio.shield(looking):
-            return None
-        return await reading.run(shelves.open, digest, limit=patience, unwanted=let_go)
-
-    async def _open_at_hand(self, digest: Digest) -> tuple[bool, SharedFile | None]:
-        """As Shelves.open_at_hand: here, where nothing can keep us waiting, since a thread costs more than the call."""
-        if not self._prompt:
-            return await self._opening.run(
-                self._shelves.open_at_hand, digest, limit=self._patience, unwanted=lambda found: let_go(found[1])
-            )
-        try:
-            return self._shelves.open_at_hand(digest)
-        except OSError as error:
-            raise failed(error) from error
+        return await self._opening.open(self._shelves, digest, beside)
 
     async def remove(self, digest: Digest) -> int:
         """Unlinks a blob; whoever is being sent it still reads on. Returns the bytes it had, 0 if it was gone."""
@@ -252,7 +227,9 @@ class BlobStore:
 
         Raises StorageError.
         """
-        return await self._opening.run(self._open_spool, digest, name, inode, limit=self._patience, unwanted=let_go)
+        return await self._opening.pool.run(
+            self._open_spool, digest, name, inode, limit=self._patience, unwanted=let_go
+        )
 
     def has_leftover(self, digest: Digest, host: str) -> bool:
         """Whether an earlier process left a spool of this blob from the upstream `host`."""
@@ -366,26 +343,13 @@ class BlobStore:
     def _share(self, fd: int, size: int) -> SharedFile:
         return SharedFile(fd, size, self.files, self._tidying.submit)
 
-    def _share_blob(self, fd: int, size: int) -> SharedFile:
-        return SharedFile(fd, size, self.files, self._close)
-
-    def _close(self, close: Callable[[int], None], fd: int) -> None:
-        """A file that was only read, where that waits for nothing at once: a call to a thread costs more."""
-        if not self._prompt or not self.files.is_linked(fd):
-            self._tidying.submit(close, fd)
-            return
-        try:
-            close(fd)
-        except OSError:
-            pass  # it is closed all the same, and was only read
-
     def _make_directories(self) -> None:
         for part in ("blobs/sha256", "blobs/sha512", "spool"):
             self.files.mkdir(self.root / part)
 
     def _open(self, suspects: Sequence[Digest] | None) -> bool:
         self._make_directories()
-        self._prompt = self.files.is_prompt(self.root)
+        self._opening.learn(self.root)
         clean = self._read_journals() if suspects is None else self._unsettled.resume(suspects)
         for made in (self.root / "blobs", self.root):
             self.files.fsync_directory(made)
