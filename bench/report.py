@@ -70,7 +70,9 @@ def write(file: Path, about: Mapping[str, Any], answers: Sequence[Answer]) -> No
     kept = json.loads(file.read_text()) if file.exists() else {}
     for answer in answers:
         kept[answer.name] = {"about": dict(about), **_document(answer)}
-    file.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    beside = file.with_name(f"{file.name}.new")  # an interruption shall not cost what was found before
+    beside.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    beside.replace(file)
 
 
 def read(file: Path) -> dict[str, tuple[Mapping[str, Any], Answer]]:

@@ -44,12 +44,19 @@ class Effort:
     image: int = 200 << 20
     """A real image's files, before they are compressed."""
     objects: int = 1_000_000
+    disk_blob: int = 32 << 20
+    """A blob that is not in memory."""
+    disk_seconds: float = 4.0
+    """Of each phase with a slow disk, and without."""
 
 
 FULL = Effort(rounds=3, seconds=2)
-QUICK = Effort(rounds=1, seconds=1, blob=64 << 20, herd_blob=16 << 20, small=50, image=60 << 20, objects=20_000)
+QUICK = Effort(
+    rounds=1, seconds=1, blob=64 << 20, herd_blob=16 << 20, small=50, image=60 << 20, objects=20_000, disk_seconds=2.0
+)
 TINY = Effort(
-    rounds=1, seconds=0.2, blob=2 << 20, herd_blob=1 << 20, herd=5, small=5, image=2 << 20, objects=100
+    rounds=1, seconds=0.2, blob=2 << 20, herd_blob=1 << 20, herd=5, small=5, image=2 << 20, objects=100,
+    disk_blob=8 << 20, disk_seconds=1.0,
 )  # fmt: skip
 """For the tests of the bench."""
 
@@ -79,6 +86,15 @@ def record(answer: Answer, case: Case, server: str, measure: Callable[[], Mappin
         row.note(measure())
     except FAILURES as error:
         row.failure = reason(error)
+
+
+@contextmanager
+def or_failed(answer: Answer, case: Case, server: str) -> Iterator[None]:
+    """What goes wrong within ends this row, and nothing else."""
+    try:
+        yield
+    except FAILURES as error:
+        answer.row(case, server).failure = reason(error)
 
 
 def reason(error: BaseException) -> str:

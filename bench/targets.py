@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bench.figures import Answer, ratio
 from bench.questions.cold import PIPELINE
+from bench.questions.disk import QUIET
 from bench.questions.workers import TWO
 from bench.servers import MIRROR
 
@@ -111,6 +112,12 @@ TARGETS: tuple[Target, ...] = (
     Target("herd", "herd of 100: slowest ÷ fastest", figure("limited", "fairness"), 1.2),
     Target("image", "real image, warm: time ÷ Distribution 3.1's", over("image", "warm", _DISTRIBUTION), 1.0),
     Target("image", "real image, cold: time ÷ direct", figure("image", "cold_to_direct"), 1.1),
+    Target("cores", "1 worker: cores in use by cold blobs", figure("cold", "cores"), 1.0, at_least=True),
+    Target("cores", "1 worker: cores in use by a warm blob", figure("warm", "cores"), 1.0, at_least=True),
+    Target(
+        "disk", "a slow disk: p99 of a manifest in memory ÷ p99 without", over("first-byte", "manifest_p99", QUIET), 3.0
+    ),
+    Target("disk", "a slow disk: p99 of a blob in memory ÷ p99 without", over("first-byte", "blob_p99", QUIET), 3.0),
     Target("objects", "1,000,000 blobs: seconds until it is ready", figure("starts", "ready"), 3.0),
     Target("objects", "a sweep frees 1 GiB: ms of the worst request meanwhile", figure("sweep", "worst"), 50, digits=1),
     Target(

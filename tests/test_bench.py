@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -55,6 +56,16 @@ def answering(*answers: bytes) -> Iterator[int]:
             yield listener.getsockname()[1]
         finally:
             thread.join()
+
+
+def tiny(question: str, home: Path, *arguments: str) -> dict[str, Any]:
+    """What a tiny run of a question has found."""
+    file = home / "bench.json"
+    argv = [sys.executable, "-m", "bench", question, "--tiny", f"--json={file}", f"--directory={home}", *arguments]
+    done = subprocess.run(argv, cwd=TOP, capture_output=True, text=True, check=False)
+    assert file.exists(), done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(file.read_text())[question]
+    return found
 
 
 def answered() -> Answer:
@@ -210,29 +221,24 @@ async def test_a_line_changes_nothing() -> None:
         ("manifests", ["mirror", "registry3", "docker-registry"]),
         ("cold", ["mirror", "registry3"]),
         ("herd", ["mirror", "nginx-cache"]),
+        ("cores", ["mirror"]),
     ],
 )
 def test_a_question_is_answered_by_every_server(question: str, servers: list[str], tmp_path: Path) -> None:
     """A tiny run of it has figures of every server in every case."""
-    file = tmp_path / "bench.json"
     lack = {name: why for name in servers if (why := lacking(name)) is not None}
     lack |= {name: f"{name} is not installed" for name in ("curl", "wrk") if not installed(name)}
     if lack:
         missing(", ".join(lack.values()))
 
-    arguments = ["--tiny", f"--servers={','.join(servers)}", f"--json={file}", f"--directory={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", question, *arguments], cwd=TOP, capture_output=True, text=True, check=False
-    )
-
-    found = json.loads(file.read_text())[question]
+    found = tiny(question, tmp_path, f"--servers={','.join(servers)}")
     failed = {
         f"{case} {server}": row["failure"]
         for case, rows in found["rows"].items()
         for server, row in rows.items()
         if row["failure"] is not None
     }
-    assert failed == {}, done.stdout + done.stderr
+    assert failed == {}
     assert set(found["rows"]) == {case["name"] for case in found["cases"]}
     assert all(row["figures"] for rows in found["rows"].values() for row in rows.values())
 
@@ -256,13 +262,10 @@ def test_every_question_can_be_asked_alone() -> None:
 @pytest.mark.timeout(120)
 def test_a_slow_disk_is_measured(tmp_path: Path) -> None:
     """A short run has figures of each kind, and a crowd that the slow disk really slows down."""
-    arguments = ["--rounds=1", "--seconds=1", "--size=8", f"--directory={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.slow_disk", *arguments], cwd=TOP, capture_output=True, text=True, check=False
-    )
-    if done.stderr.startswith("slow disk: "):
-        pytest.skip(done.stderr.strip())
+    rows = tiny("disk", tmp_path)["rows"]["first-byte"]
+    if (why := rows["mirror"]["failure"]) is not None:
+        pytest.skip(why)
 
-    found = json.loads(done.stdout)
-    assert all(found["first_byte_ms"][kind]["requests"] > 10 for kind in ("quiet", "busy", "slow"))
-    assert 0 == found["crowd_mib"]["quiet"] < found["crowd_mib"]["slow"] < found["crowd_mib"]["busy"]
+    assert all(rows[kind]["figures"]["asked"][0] > 10 for kind in ("mirror", "quiet", "busy"))
+    crowd = {kind: row["figures"]["crowd"][0] for kind, row in rows.items()}
+    assert 0 == crowd["quiet"] < crowd["mirror"] < crowd["busy"]

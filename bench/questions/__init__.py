@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from bench.figures import Answer
-from bench.questions import blobs, cold, herd, image, manifests, memory, objects, profile, workers
+from bench.questions import blobs, cold, cores, disk, herd, image, manifests, memory, objects, profile, workers
 from bench.rounds import Bench
 
 QUESTIONS: Mapping[str, Callable[[Bench], Answer]] = {
@@ -16,6 +16,8 @@ QUESTIONS: Mapping[str, Callable[[Bench], Answer]] = {
     "image": image.ask,
     "memory": memory.ask,
     "workers": workers.ask,
+    "cores": cores.ask,
+    "disk": disk.ask,
     "objects": objects.ask,
     "profile": profile.ask,
 }

@@ -6,12 +6,15 @@ import hashlib
 import http.client
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
-import diskcache
 import msgspec
 
 from bench import machine
@@ -19,10 +22,11 @@ from bench.figures import Answer, Case
 from bench.image import ACCEPT, BenchFailed, Image, fetch
 from bench.load import percentile, request
 from bench.questions.manifests import CONNECTIONS
-from bench.rounds import Bench, record
+from bench.rounds import Bench, or_failed, record
 from bench.servers import MIRROR
 from bench.site import Site, Upstream, upstream
-from mirror.store.database import encode_key
+from mirror.store.database import encode_key, open_in
+from mirror.store.sealed import seal
 from mirror.store.shapes import LinkRecord
 from tests.e2e.mirrors import MirrorProcess
 from tests.e2e.processes import eventually, free_port
@@ -34,11 +38,11 @@ _BATCH = 10_000
 _LIFETIME = 30 * 86400.0
 _COUNT_SECONDS = 300.0
 _EMPTY = "mirror-empty"
+_FILLER = "library/filler"
 _SWEEP_SECONDS = 180.0
 _LOOK_SECONDS = 0.5
 _SWEPT_BYTES = 1 << 30
 _MAX_SIZE = 1 << 40
-_QUIET_SECONDS = 5.0
 
 
 class _Subject:
@@ -65,6 +69,9 @@ class _Subject:
         _add_blobs(self.data, digests)
         _add_links(self.data, digests)
         self.objects = objects + len(self._image.blobs)
+        if digests:
+            with self._running() as port:
+                _check_held(port, f"/v2/{_FILLER}/blobs/sha256:{digests[-1]}")
 
     def early(self) -> Mapping[str, float]:
         """Starts it and asks at once, whatever else it is doing."""
@@ -80,8 +87,7 @@ class _Subject:
             if fetch(port, self._image.by_tag)[0].headers["X-Cache"] != "hit":
                 raise BenchFailed("a mirror forgot its image when it was started anew")
             first_hit = time.perf_counter() - began
-            if not eventually(self._has_counted, seconds=_COUNT_SECONDS):
-                raise BenchFailed(f"{self.objects} blobs were not counted in {_COUNT_SECONDS:g} s")
+            self._wait_until_counted()
             counted = time.perf_counter() - began
             cpu = machine.cpu_seconds(self._process.pid)
             hits = {f"{kind}_hit": self._hit(port, path) for kind, path in self._paths().items()}
@@ -89,34 +95,42 @@ class _Subject:
             started = {"ready": ready, "first_hit": first_hit, "counted": counted, "cpu_counted": cpu}
             return {**started, **hits, "memory": memory}
 
-    def _storage(self, max_size: int) -> dict[str, object]:
-        # What the fillers hold is not what their names say, as a scrub would find.
+    @contextmanager
+    def counted(self) -> Iterator[int]:
+        """Starts it, and waits until it has counted what it holds; gives its port."""
+        with self._running() as port:
+            self._wait_until_counted()
+            yield port
+
+    def sweep(self, port: int) -> Mapping[str, float]:
+        """Gives the running one a budget that is too small; what a client sees who asks for one hit after the other
+        meanwhile, and then for as long again, while there is nothing to sweep.
+        """
+        before = self._evicted()
+        fillers = (self.objects - len(self._image.blobs)) * _BLOB_BYTES - int(before)
+        wanted = min(_SWEPT_BYTES, fillers // 2)
+        idle = machine.memory_bytes(self._process.pid)
+        began = time.perf_counter()
+        self._limit(fillers - wanted)
+        waits = list(self._ask(port, lambda: self._evicted() - before >= wanted, _SWEEP_SECONDS))
+        seconds = time.perf_counter() - began
+        freed = self._evicted() - before
+        if freed < wanted:
+            raise BenchFailed(f"{freed:,.0f} of {wanted:,} bytes were freed in {seconds:.0f} s")
+        quiet = list(self._ask(port, lambda: False, seconds))
         return {
-            "path": str(self.data),
-            "max_size": str(max_size),
-            "low_watermark": 0.999,
-            "min_free": "0%",
-            "scrub_rate": "0",
+            "freed": freed / 1e9,
+            "sweep_seconds": seconds,
+            "p99": percentile(waits, 99) * 1e3,
+            "worst": max(waits) * 1e3,
+            "quiet_p99": percentile(quiet, 99) * 1e3,
+            "quiet_worst": max(quiet) * 1e3,
+            "idle_memory": idle / 1e6,
+            "peak_memory": machine.peak_bytes(self._process.pid) / 1e6,
         }
 
-    def sweep(self) -> Mapping[str, float]:
-        """Starts it with too small a budget; what a client sees who asks for one hit after the other meanwhile."""
-        fillers = (self.objects - len(self._image.blobs)) * _BLOB_BYTES
-        wanted = min(_SWEPT_BYTES, fillers // 2)
-        with self._running(max_size=fillers - wanted if wanted else _MAX_SIZE) as port:
-            idle = machine.memory_bytes(self._process.pid)
-            began = time.perf_counter()
-            waits = list(self._ask(port, lambda: self._process.counted("mirror_evicted_bytes_total") >= wanted))
-            seconds = time.perf_counter() - began
-            freed = self._process.counted("mirror_evicted_bytes_total")
-            if freed < wanted:
-                raise BenchFailed(f"{freed:,.0f} of {wanted:,} bytes were freed in {seconds:.0f} s")
-            memory = {"idle_memory": idle / 1e6, "peak_memory": machine.peak_bytes(self._process.pid) / 1e6}
-            asked = {"p99": percentile(waits, 99) * 1e3, "worst": max(waits) * 1e3}
-            return {"freed": freed / 1e9, "sweep_seconds": seconds, **asked, **memory}
-
-    def _ask(self, port: int, over: Callable[[], bool]) -> Iterator[float]:
-        """The seconds that each of many hits takes, until it is over, and for a while at least."""
+    def _ask(self, port: int, over: Callable[[], bool], most: float) -> Iterator[float]:
+        """The seconds that each of many hits takes, until it is `over`, for `most` seconds."""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SWEEP_SECONDS)
         began = looked = time.perf_counter()
         while True:
@@ -130,10 +144,12 @@ class _Subject:
             yield now - asked
             if now - looked > _LOOK_SECONDS:
                 looked = now
-                enough = now - began > min(_QUIET_SECONDS, self._bench.effort.seconds)
-                if now - began > _SWEEP_SECONDS or (enough and over()):
+                if now - began > most or over():
                     connection.close()
                     return
+
+    def _evicted(self) -> float:
+        return self._process.counted("mirror_evicted_bytes_total")
 
     def _paths(self) -> Mapping[str, str]:
         return {"manifest": self._image.by_digest, "blob": self._image.config.path}
@@ -144,19 +160,39 @@ class _Subject:
         found = request(self._bench.home, port, path, CONNECTIONS, self._bench.effort.seconds)
         return (machine.cpu_seconds(self._process.pid) - before) / found.count * 1e6
 
-    def _has_counted(self) -> bool:
-        return self._process.counted("mirror_cache_objects", kind="blob") >= self.objects
+    def _wait_until_counted(self) -> None:
+        if not eventually(
+            lambda: self._process.counted("mirror_cache_objects", kind="blob") >= self.objects, seconds=_COUNT_SECONDS
+        ):
+            raise BenchFailed(f"{self.objects} blobs were not counted in {_COUNT_SECONDS:g} s")
 
     @contextmanager
-    def _running(self, max_size: int = _MAX_SIZE) -> Iterator[int]:
+    def _running(self) -> Iterator[int]:
         """Starts it, and stops it at the end; gives its port."""
-        # Filling a large cache takes longer than a tag stays fresh.
         with machine.pinned(self._bench.cores.server):
-            self._process.start({"docker.io": {"url": self._behind.url}}, tag_ttl="1d", storage=self._storage(max_size))
+            self._process.start(self._upstreams(), **self._settings(_MAX_SIZE))
         try:
             yield self._port
         finally:
             self._process.stop()
+
+    def _limit(self, max_size: int) -> None:
+        """Has it take another budget while it runs."""
+        self._process.configure(self._upstreams(), **self._settings(max_size))
+        os.kill(self._process.pid, signal.SIGHUP)
+
+    def _upstreams(self) -> Mapping[str, Mapping[str, str]]:
+        return {"docker.io": {"url": self._behind.url}}
+
+    def _settings(self, max_size: int) -> Mapping[str, Any]:
+        storage = {
+            "path": str(self.data),
+            "max_size": str(max_size),
+            "low_watermark": 0.999,
+            "min_free": "0%",
+            "scrub_rate": "0",  # what the fillers hold is not what their names say
+        }
+        return {"tag_ttl": "1d", "storage": storage}  # filling a large cache takes longer than a tag stays fresh
 
 
 def ask(bench: Bench) -> Answer:
@@ -166,8 +202,9 @@ def ask(bench: Bench) -> Answer:
     hits = ("manifest_hit", "blob_hit")
     begin = answer.case(Case("starts", "A start with a full cache beside one with an empty one", starts, ("memory",)))
     hit = answer.case(Case("hits", "CPU per hit with a full cache and with an empty one", hits, hits))
-    columns = ("freed", "sweep_seconds", "p99", "worst", "idle_memory", "peak_memory")
-    swept = answer.case(Case("sweep", "A hit after the other while a sweep frees 1 GiB of the full cache", columns))
+    columns = ("freed", "sweep_seconds", "p99", "worst", "quiet_p99", "quiet_worst", "idle_memory", "peak_memory")
+    title = "A hit after the other while a sweep frees 1 GiB of the full cache, and for as long again without one"
+    swept = answer.case(Case("sweep", title, columns))
     site = Site(bench.home / "objects-site")
     image = site.add("library/objects", [_LAYER_BYTES])
     with upstream(bench.home / "objects-upstream", site) as behind:
@@ -181,8 +218,9 @@ def ask(bench: Bench) -> Answer:
                 for subject in (full, empty):
                     record(answer, begin, subject.name, subject.early)
                     record(answer, begin, subject.name, subject.measure)
-            for subject in (empty, full):
-                record(answer, swept, subject.name, subject.sweep)
+            with or_failed(answer, swept, full.name), full.counted() as port:
+                for _ in range(bench.effort.rounds):
+                    record(answer, swept, full.name, partial(full.sweep, port))
         finally:
             shutil.rmtree(full.data, ignore_errors=True)
     for name, row in answer.rows[begin.name].items():
@@ -190,6 +228,16 @@ def ask(bench: Bench) -> Answer:
         copied.failure = row.failure
         copied.figures = {key: row.figures.pop(key) for key in hits if key in row.figures}
     return answer
+
+
+def _check_held(port: int, path: str) -> None:
+    """Raises BenchFailed where a filler is not what a client could pull."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SWEEP_SECONDS)
+    connection.request("HEAD", path)
+    answer = connection.getresponse()
+    connection.close()
+    if answer.status != HTTPStatus.OK or answer.headers["X-Cache"] != "hit":
+        raise BenchFailed(f"what the cache was filled with is not a hit: {answer.status} {answer.headers['X-Cache']}")
 
 
 def _add_blobs(data: Path, digests: Sequence[str]) -> None:
@@ -207,13 +255,12 @@ def _add_links(data: Path, digests: Sequence[str]) -> None:
     """A link record for each blob, as a pull would have left it."""
     now = time.time()
     value = msgspec.msgpack.encode(LinkRecord(_BLOB_BYTES, "", True, now, now, 0))
-    book = diskcache.Cache(str(data / "records"), eviction_policy="none", cull_limit=0, size_limit=1 << 62)
-    with book:
+    with open_in(data / "records") as book:
         for start in range(0, len(digests), _BATCH):
             with book.transact():
                 for digest in digests[start : start + _BATCH]:
-                    key = ("link", "docker.io", "library/filler", f"sha256:{digest}")
-                    book.set(encode_key(key), value, expire=_LIFETIME)
+                    key = encode_key(("link-blob", "docker.io", _FILLER, f"sha256:{digest}"))
+                    book.set(key, seal(key, value), expire=_LIFETIME)
 
 
 def _digests(count: int) -> list[str]:
