@@ -90,6 +90,9 @@ class Authenticator:
             return _Proof(demand)
         credential = await self._credential(destination)
         if demand.realm is None:
+            if credential is not None and credential.header is None:
+                what = "an identity token, which only a token endpoint takes; the registry demands a password"
+                raise self._reject(destination, f"docker_config {destination.settings.docker_config} has {what}")
             return _Proof(demand, credential=credential)
         check_realm(demand.realm, destination.url, destination.settings.token_hosts)
         scope = demand.scope or f"repository:{repository}:pull"
@@ -146,7 +149,7 @@ class Authenticator:
 
     async def _credential(self, destination: Destination) -> Credential | None:
         try:
-            return await self._credentials.get(destination.settings)
+            return await self._credentials.get(destination.settings, destination.name)
         except CredentialRejected as error:
             self._reject(destination, error.message)
             raise

@@ -26,6 +26,8 @@ _RESPONSE_LIMIT = 64 << 10
 _SHORTEST = 60.0
 _LONGEST = 86400.0
 _EARLY = 10.0
+_NO_POST = frozenset({400, 401, 404, 405})
+"""How token endpoints answer that know no OAuth2 form: old GCR, JFrog and others."""
 _SENDABLE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -144,6 +146,16 @@ class Tokens:
         return Token(value)
 
     async def _ask(self, destination: Destination, grant: Grant, deadline: Deadline) -> Response:
+        credential = grant.credential
+        if credential is None or not credential.identity_token:
+            return await self._get(destination, grant, deadline)
+        response = await self._post(destination, grant, credential.identity_token, deadline)
+        if response.status in _NO_POST and credential.header is not None:
+            return await self._get(destination, grant, deadline)
+        return response
+
+    async def _get(self, destination: Destination, grant: Grant, deadline: Deadline) -> Response:
+        """Distribution's token authentication, with HTTP Basic where there is a credential."""
         query = [("service", grant.service)] if grant.service is not None else []
         query += [("scope", scope) for scope in grant.scope.split()]
         request = Request(
@@ -154,6 +166,16 @@ class Tokens:
             read=_RESPONSE_LIMIT,
             led_by="realm",
             check_redirect=lambda target: check_realm(target, destination.url, destination.settings.token_hosts),
+        )
+        return await self._transport.send(request, deadline)
+
+    async def _post(self, destination: Destination, grant: Grant, token: str, deadline: Deadline) -> Response:
+        """Its OAuth2 form, which takes an identity token. No redirect is followed: it could take the token along."""
+        form = {"grant_type": "refresh_token", "client_id": "mirror", "refresh_token": token}
+        form |= {"service": grant.service} if grant.service is not None else {}
+        form |= {"scope": grant.scope} if grant.scope else {}
+        request = Request(
+            destination, grant.realm, KIND, method="POST", form=form, read=_RESPONSE_LIMIT, follow=False, led_by="realm"
         )
         return await self._transport.send(request, deadline)
 

@@ -4,6 +4,7 @@ from mirror.config.certificates import certificate_ends
 from mirror.config.changes import take_over
 from mirror.config.checks import warnings
 from mirror.config.describe import effective, settings_table
+from mirror.config.docker_config import DockerConfig
 from mirror.config.fields import Address
 from mirror.config.handing import pack, unpack
 from mirror.config.load import load
@@ -17,6 +18,7 @@ __all__ = [
     "Address",
     "Amount",
     "ConfigError",
+    "DockerConfig",
     "Settings",
     "Storage",
     "Timeouts",

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mirror.config.certificates import certificate_ends, wrong_certificate, wrong_key
+from mirror.config.docker_config import DockerConfig
 from mirror.config.fields import Address
 from mirror.config.mistakes import dotted, shown
 from mirror.config.models import Settings, Timeouts, Tls
@@ -33,6 +34,8 @@ def check(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     for entry, upstream in settings.upstreams.items():
         if upstream.password_file is not None and (trouble := _unreadable(upstream.password_file)):
             yield ("upstreams", entry, "password_file"), trouble
+        if upstream.docker_config is not None and (trouble := _wrong_login(upstream.docker_config, entry)):
+            yield ("upstreams", entry, "docker_config"), trouble
         if upstream.ca_file is not None and (trouble := _unreadable(upstream.ca_file) or _no_pem(upstream.ca_file)):
             yield ("upstreams", entry, "ca_file"), trouble
 
@@ -103,6 +106,20 @@ def _unreadable(path: Path) -> str | None:
     except OSError as exc:
         return f"is {shown(path)}, which cannot be read ({exc.strerror}); expected a readable file"
     return None
+
+
+def _wrong_login(path: Path, entry: str) -> str | None:
+    if trouble := _unreadable(path):
+        return trouble
+    try:
+        config = DockerConfig.parse(path.read_bytes())
+    except (ValueError, OSError) as error:
+        return f"is {shown(path)}, which {error}; expected what `docker login` writes"
+    if "*" in entry or config.login(entry) is not None:
+        return None
+    if (helper := config.helper(entry)) is not None:
+        return f"is {shown(path)}, which leaves the login to docker-credential-{helper}; expected it in auths"
+    return f"is {shown(path)}, which has no login for {entry}; expected it in auths"
 
 
 def _no_pem(path: Path) -> str | None:

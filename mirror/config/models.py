@@ -170,6 +170,9 @@ class UpstreamSettings(_Section):
     password_file: FilePath | None = None
     """File that holds the password or token; read again when it changes."""
 
+    docker_config: FilePath | None = None
+    """Docker's config.json, whose `auths` have the login for this registry; read again when it changes."""
+
     tag_ttl: Duration | None = None
     """Duration for which a tag is served without asking whether it moved; the global `tag_ttl` if not given."""
 
@@ -224,6 +227,10 @@ class UpstreamSettings(_Section):
             raise PydanticCustomError(INCONSISTENT, "has a username alone; expected also password_file or password")
         if self.username is None and has_password:
             raise PydanticCustomError(INCONSISTENT, "has a password alone; expected also username")
+        if self.docker_config is not None and (self.username is not None or has_password):
+            raise PydanticCustomError(
+                INCONSISTENT, "has both docker_config and username or password; expected one of them"
+            )
         if self.stale_while_revalidate > self.stale_if_error:
             raise PydanticCustomError(
                 INCONSISTENT, "has stale_while_revalidate above stale_if_error; expected it to be at most that"

@@ -153,7 +153,9 @@ class Transport:
         began = time.monotonic()
         try:
             async with asyncio.timeout(min(self.timeouts.try_, deadline.remaining())):
-                answer = await session.request(request.method, hop.url, headers=headers, allow_redirects=False, ssl=tls)
+                answer = await session.request(
+                    request.method, hop.url, headers=headers, data=request.form, allow_redirects=False, ssl=tls
+                )
         except CAUGHT as error:
             failure = translate(error, asked, hop.led_by or "redirect")
             self._observe.failed(request, failure.reason)

@@ -36,6 +36,7 @@ class Request:
 
     kind: a label for metrics
     authorization: leaves for the origin of `url` alone
+    form: fields of a POST's body; redirects are not to be followed with one
     read: take in the whole body of a 2xx, at most that many bytes, as part of the try; None streams it
     follow: go where redirects lead; otherwise they are answers
     heeded: 4xx statuses that mean something even from a redirect's target; any other one is no answer
@@ -50,6 +51,7 @@ class Request:
     method: str = "GET"
     headers: Mapping[str, str] = field(default_factory=dict)
     authorization: str | None = field(default=None, repr=False)
+    form: Mapping[str, str] | None = field(default=None, repr=False)
     read: int | None = None
     follow: bool = True
     heeded: frozenset[int] = frozenset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -699,6 +700,90 @@ class TestRealms:
 
         assert (await failure(pulled(asking))).reason == "redirect"
         assert not any(shows(seen) for seen in upstream.select(origin="cdn"))
+
+
+class TestIdentityTokens:
+    """What `docker login` leaves at registries that give one: it is shown to the token endpoint alone, by POST."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        """Docker's config.json."""
+        return tmp_path / "config.json"
+
+    def login(self, file: Path, upstream: FakeRegistry, **entry: str) -> None:
+        """Writes the file anew."""
+        host = upstream.url.partition("://")[2]
+        named = dict.fromkeys((NAME, host), entry)
+        file.write_text(json.dumps({"auths": named}))
+
+    async def test_an_identity_token_is_exchanged(
+        self, upstream: FakeRegistry, start_asking: StartAsking, file: Path, image: Digest
+    ) -> None:
+        """Once for all; the registry never sees it."""
+        upstream.auth = Bearer(USERS, identities={PASSWORD: "ci"}, anonymous=False)
+        upstream.make_private("team/app", ["ci"])
+        self.login(file, upstream, identitytoken=PASSWORD)
+        asking = start_asking(upstream.url, docker_config=file)
+
+        assert {await pulled(asking) for _ in range(2)} == {image}
+        (asked,) = upstream.select(kind="token")
+        form = parse_qs(asked.body.decode())
+        assert asked.method == "POST"
+        assert form["grant_type"] == ["refresh_token"]
+        assert form["scope"] == ["repository:team/app:pull"]
+        assert not any(shows(seen) for seen in upstream.requests)
+
+    async def test_an_endpoint_without_post_gets_the_password(
+        self, upstream: FakeRegistry, start_asking: StartAsking, file: Path, image: Digest
+    ) -> None:
+        """If there is one beside the identity token."""
+        upstream.auth = Bearer(USERS, post=False, anonymous=False)
+        self.login(file, upstream, identitytoken="unknown", username="ci", password=PASSWORD)
+        asking = start_asking(upstream.url, docker_config=file)
+
+        assert await pulled(asking) == image
+        assert [seen.method for seen in upstream.select(kind="token")] == ["POST", "GET"]
+
+    async def test_one_that_has_ended_is_a_rejected_credential_until_another_is_there(
+        self, upstream: FakeRegistry, start_asking: StartAsking, file: Path, image: Digest
+    ) -> None:
+        """No restart is needed."""
+        upstream.auth = Bearer(USERS, identities={PASSWORD: "ci"}, anonymous=False)
+        self.login(file, upstream, identitytoken="ended")
+        asking = start_asking(upstream.url, docker_config=file)
+        assert isinstance(await failure(pulled(asking)), CredentialRejected)
+        assert asking.metric("credentials_rejected") == 1
+
+        self.login(file, upstream, identitytoken=PASSWORD)
+
+        assert await pulled(asking) == image
+        assert asking.metric("credentials_rejected") == 0
+
+    async def test_a_registry_that_demands_a_password_is_not_shown_it(
+        self, upstream: FakeRegistry, start_asking: StartAsking, file: Path
+    ) -> None:
+        """Which is the operator's problem, and said so."""
+        upstream.auth = Basic(USERS)
+        self.login(file, upstream, identitytoken=PASSWORD)
+        asking = start_asking(upstream.url, docker_config=file)
+
+        problem = await failure(pulled(asking))
+
+        assert isinstance(problem, CredentialRejected)
+        assert "an identity token" in problem.message
+        assert not any("Authorization" in seen.headers for seen in upstream.requests)
+
+    async def test_a_redirect_does_not_take_it_along(
+        self, upstream: FakeRegistry, start_asking: StartAsking, file: Path
+    ) -> None:
+        """Not even within the registry."""
+        upstream.auth = Bearer(USERS, identities={PASSWORD: "ci"}, anonymous=False)
+        upstream.fault(ANY, redirect_to(f"{upstream.url}/elsewhere"), kind="token")
+        self.login(file, upstream, identitytoken=PASSWORD)
+        asking = start_asking(upstream.url, docker_config=file)
+
+        assert (await failure(pulled(asking))).reason == "token"
+        assert not [seen for seen in upstream.requests if seen.path == "/elsewhere"]
 
 
 async def test_secrets_stay_where_they_belong(

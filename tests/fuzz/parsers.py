@@ -23,7 +23,8 @@ from mirror.api.forwarded import Proxies
 from mirror.auth.challenge import choose, own_scope, parse_challenges
 from mirror.auth.realm import check_realm, resolve_realm
 from mirror.auth.tokens import Tokens
-from mirror.config import Settings, UpstreamSettings
+from mirror.config import DockerConfig, Settings, UpstreamSettings
+from mirror.config.names import HUB
 from mirror.oci import byte_range, link_header, referrers, tag_list
 from mirror.oci.byte_range import ByteRange, parse_content_range, parse_ranges
 from mirror.oci.envelope import error_codes
@@ -211,6 +212,19 @@ def manifest(text: str) -> None:
         assert set(media_type) - {"/"} <= _TOKEN
 
 
+def docker_config(text: str) -> None:
+    """Logins of registries that can be asked for, with a header that says them; or a mistake."""
+    try:
+        config = DockerConfig.parse(text.encode("utf-8", "surrogateescape"))
+    except (ValueError, UnicodeEncodeError):
+        return
+    for host in (HUB, "ghcr.io", "corp.azurecr.io", "registry.corp:5000"):
+        login = config.login(host)
+        if login is not None:
+            assert login.password or login.identity_token
+        assert config.helper(host) != ""
+
+
 def token(text: str) -> None:
     """A token that a header can hold, and a life between a moment and a day."""
     tokens = Tokens(None, None, lambda: _NOW)  # type: ignore[arg-type]  # reading an answer takes neither
@@ -333,6 +347,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "manifest": manifest,
     "token": token,
     "retry_after": retry_after,
+    "docker_config": docker_config,
     "tags": tags,
     "count": count,
     "index": index,

@@ -266,6 +266,9 @@ def test_unknown_variables_are_mistakes_whose_value_stays_unseen(name: str, hint
             "upstreams: {a.b: {stale_if_error: 1m, stale_while_revalidate: 2m}}",
             'upstreams."a.b" has stale_while_revalidate above stale_if_error',
         ),
+        ("upstreams: {a.b: {username: x, password: y, docker_config: /nowhere}}", 'upstreams."a.b" has both '
+         "docker_config and username or password; expected one of them"),
+        ("upstreams: {a.b: {docker_config: /nowhere}}", "docker_config is '/nowhere', which cannot be read (No such"),
         ("upstreams: {a.b: {ca_file: /nowhere}}", "ca_file is '/nowhere', which cannot be read (No such file"),
         ("upstreams: {a.b: {ca_file: /dev}}", "ca_file is '/dev', which is not a file; expected a readable file"),
     ],
@@ -380,6 +383,29 @@ def test_files_that_the_configuration_names_must_be_readable(write: Write, tmp_p
     ] or problems(path)[0].endswith("which holds no certificate; expected a PEM file")
     secret.unlink()
     assert any("password_file" in problem and "No such file" in problem for problem in problems(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "which is not Docker's config.json; expected what `docker login` writes"),
+        (
+            '{"auths": {"a.b": {"auth": "planted"}}}',
+            "which has an auth for a.b that is not the base64",
+        ),
+        ('{"auths": {"c.d": {"auth": "Y2k6eA=="}}}', "which has no login for a.b; expected it in auths"),
+        ('{"credHelpers": {"a.b": "pass"}}', "which leaves the login to docker-credential-pass; expected it in auths"),
+    ],
+)
+def test_a_login_of_docker_must_be_there(write: Write, tmp_path: Path, content: str, problem: str) -> None:
+    """Found at the start, not at the first pull."""
+    file = tmp_path / "config.json"
+    file.write_text(content)
+
+    [said] = problems(write(f"upstreams: {{a.b: {{docker_config: {file}}}}}"))
+
+    assert problem in said
+    assert "planted" not in said
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class Bearer(NoAuth):
     (ECR), or `400` DENIED (ECR Public).
     `hidden`: the endpoint's status for a scope it will not grant (GHCR, Google: 403); None: a token without that scope.
     `fields`: which of `token` and `access_token` the answer has. `post`: whether
-    POST is served (else 405).
+    POST is served (else 405). `identities`: identity token → name, for POST's grant of a refresh_token.
     """
 
     def __init__(
@@ -91,7 +91,9 @@ class Bearer(NoAuth):
         hidden: int | None = None,
         fields: Sequence[str] = ("token", "access_token"),
         post: bool = True,
+        identities: Mapping[str, str] | None = None,
     ) -> None:
+        self.identities = dict(identities or {})
         self.users = dict(users or {})
         self.anonymous = anonymous
         self.lifetime = lifetime
@@ -144,6 +146,9 @@ class Bearer(NoAuth):
         given = basic_credentials(exchange.headers.get("Authorization"))
         if exchange.seen.method == "POST":
             given = (fields.get("username", [""])[0], fields.get("password", [""])[0])
+        if exchange.seen.method == "POST" and fields.get("grant_type") == ["refresh_token"]:
+            user = self.identities.get(fields.get("refresh_token", [""])[0])
+            given = (user, self.users.get(user, "")) if user is not None else ("", "")
         user = given[0] if given else None
         if (given and self.users.get(given[0]) != given[1]) or (given is None and not self.anonymous):
             return error_answer(401, message="incorrect username or password")
