@@ -38,24 +38,17 @@ class Book(Records):
         """And go on."""
         self._released.set()
 
-    async def get(self, key: Key) -> bytes | None:
+    async def look_up(self, key: Key) -> tuple[bool, tuple[bytes, float] | None]:
         """As Records."""
-        row = await self.row(key)
-        return row[0] if row is not None else None
-
-    async def row(self, key: Key) -> tuple[bytes, float] | None:
-        """As Records."""
+        if self.mute:
+            return False, None
         value = self.rows.get(key)
         if self._held:
             self._held -= 1
             self.reading.set()
             await self._released.wait()
         await asyncio.sleep(0)  # a real one always lets others run
-        return (value, self.ends.get(key, math.inf)) if value is not None else None
-
-    async def look_up(self, key: Key) -> tuple[bool, tuple[bytes, float] | None]:
-        """As Records."""
-        return (False, None) if self.mute else (True, await self.row(key))
+        return True, (value, self.ends.get(key, math.inf)) if value is not None else None
 
     async def set(self, key: Key, value: bytes, useful_for: float) -> bool:
         """As Records."""

@@ -44,10 +44,11 @@ _log = structlog.get_logger()
 class BlobStore:
     """The blob files under `<root>/blobs` and the spools under `<root>/spool`.
 
-    The coroutines do their file calls in threads. They raise StorageError where the disk fails, or does not answer for
-    `patience` seconds while a client waits. What the kernel has in memory waits for no disk, reading not for writing,
-    writing not for fsync, making room for none of them, and hashing for no disk at all. What a use changes (mtime) is
-    noted in memory and written in batches by `flush_uses`: serving a blob writes nothing.
+    The coroutines do their file calls in threads, but for those of `Opening` that wait for nothing. They raise
+    StorageError where the disk fails, or does not answer for `patience` seconds while a client waits. What the kernel
+    has in memory waits for no disk, reading not for writing, writing not for fsync, making room for none of them, and
+    hashing for no disk at all. What a use changes (mtime) is noted in memory and written in batches by `flush_uses`:
+    serving a blob writes nothing.
     """
 
     def __init__(

@@ -108,15 +108,13 @@ class Records:
 
     async def get(self, key: Key) -> bytes | None:
         """The value of `key`, or None."""
-        row = await self.row(key)
+        _, row = await self.look_up(key)
         return row[0] if row is not None else None
 
-    async def row(self, key: Key) -> tuple[bytes, float] | None:
-        """The value of `key` and the end of its use, in seconds since the epoch; None where there is none."""
-        return (await self.look_up(key))[1]
-
     async def look_up(self, key: Key) -> tuple[bool, tuple[bytes, float] | None]:
-        """Whether the database has answered, and what `row` gives."""
+        """Whether the database has answered; and the value of `key`, None where there is none, with the end of its use
+        in seconds since the epoch.
+        """
         if key in self.deletions:
             return True, None
         nothing: tuple[bool, tuple[bytes, float] | None] = (False, None)

@@ -14,10 +14,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.processes import is_there, state_of
 from tests.reading import blob_path
+from tests.samples import total
 from tests.served import Served
 from tests.storing import path_of, until
 from tests.upstream import FakeRegistry, stall_at
@@ -66,8 +66,7 @@ def read(path: str) -> str:
 async def counted(mirror: Served, metric: str) -> float:
     """The sum of all samples of `metric`."""
     _, _, text = await mirror.get("/metrics", mirror.admin_port)
-    families = text_string_to_metric_families(text.decode())
-    return sum(sample.value for family in families for sample in family.samples if sample.name == metric)
+    return total(text.decode(), metric)
 
 
 async def comes_to(mirror: Served, metric: str, expected: int) -> None:

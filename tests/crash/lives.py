@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.crash.dying import Moment
 from tests.e2e.processes import free_port, is_there, listens, tail
+from tests.samples import total
 from tests.storing import until
 
 _START = 30.0
@@ -158,5 +158,4 @@ class Home:
     async def counted(self, metric: str) -> float:
         """The sum of all samples of `metric`, as the living process tells."""
         async with aiohttp.request("GET", f"http://127.0.0.1:{self._admin_port}/metrics") as answer:
-            families = text_string_to_metric_families(await answer.text())
-        return sum(sample.value for family in families for sample in family.samples if sample.name == metric)
+            return total(await answer.text(), metric)

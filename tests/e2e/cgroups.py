@@ -13,8 +13,7 @@ from tests.e2e.processes import eventually, is_there
 PARENT = f"/mirror-e2e-{os.getpid()}"
 """Its path from the top of every hierarchy, as the clients' options want it. Daemons make it when they need it."""
 
-
-_NAMED = re.compile(r"/mirror-e2e-(\d+)\b.*")
+_OWNED = re.compile(r"/mirror-e2e-(\d+)\b")
 
 
 def remove(parent: str | None = None) -> None:
@@ -35,9 +34,15 @@ def remove_abandoned() -> None:
     """Removes the groups of test runs that were killed, as far as nothing runs in them."""
     found = {f"/{group.name}" for top in _hierarchies() for group in top.glob("mirror-e2e-*")}
     for parent in found:
-        named = _NAMED.fullmatch(parent)
-        if named and not is_there(int(named[1])):
+        owner = owner_of(parent)
+        if owner is not None and not is_there(owner):
             _is_gone(parent)
+
+
+def owner_of(group: str) -> int | None:
+    """The process whose tests a group, or one in it, is there for; None for any other group."""
+    named = _OWNED.search(group)
+    return int(named[1]) if named else None
 
 
 def _is_gone(parent: str) -> bool:

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from tests.e2e.processes import Process, free_port, listens
+from tests.samples import total
 
 
 class MirrorProcess:
@@ -68,13 +67,7 @@ class MirrorProcess:
     def counted(self, metric: str, **labels: str) -> float:
         """The sum over all samples of `metric` that carry these labels."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self._admin_port}/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == metric and labels.items() <= sample.labels.items()
-        )
+            return total(answer.read().decode(), metric, **labels)
 
 
 def serve(config: Path, log: Path) -> Process:

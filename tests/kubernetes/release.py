@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from tests.e2e.processes import eventually
 from tests.kubernetes.cluster import Cluster
+from tests.samples import total
 
 CHART = Path(__file__).with_name("chart")
 NAME = "mirror"
@@ -97,12 +96,7 @@ class Release:
         """The sum over all samples of the mirror's `metric` that carry these labels, since its pod has started."""
         url = f"http://{self.pod()['status']['podIP']}:{ADMIN}/metrics"
         text = self._cluster.run("curl", "--silent", "--show-error", "--fail", "--max-time", "20", url)
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == metric and labels.items() <= sample.labels.items()
-        )
+        return total(text, metric, **labels)
 
     def kubectl(self, *arguments: str, seconds: float = 60.0) -> str:
         """kubectl in the release's namespace."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.e2e.cgroups import owner_of
 from tests.e2e.processes import is_there
 from tests.e2e.programs import run
 
@@ -15,7 +16,6 @@ Traces = dict[str, frozenset[str]]
 _PLACES = ("/etc/cni", "/etc/containerd", "/run/containerd", "/var/lib/cni", "/var/lib/kubelet", "/var/log/containers",
            "/var/log/pods")  # fmt: skip
 _SET = re.compile(r"net\.(bridge|ipv4\.(conf\.(all|default|lo)\.|ip_forward)|netfilter)|vm\.|kernel\.(panic|keys)")
-_OWNER = re.compile(r"/mirror-e2e-(\d+)\b")
 _MOVING = re.compile(r"nf_conntrack_count|vm\.stat_refresh|vm\.drop_caches|vm\.compact_memory")
 
 
@@ -47,8 +47,8 @@ def _below(top: str) -> Iterator[str]:
 
 def _is_anothers(group: str) -> bool:
     """Whether a control group is one of another run of the tests that goes on."""
-    named = _OWNER.search(group)
-    return named is not None and int(named[1]) != os.getpid() and is_there(int(named[1]))
+    owner = owner_of(group)
+    return owner not in (None, os.getpid()) and is_there(owner)
 
 
 def _processes(home: Path) -> list[str]:
