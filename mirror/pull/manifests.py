@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, replace
 
 import structlog
@@ -114,11 +113,13 @@ class ManifestPuller:
             return self._hit(target, *ours)
         await self._cache.check_absence(target, digest, "manifest")
         asker = self._asker(target)
+
+        async def question() -> ManifestAnswer:
+            ours = await self._at_hand(target, digest, head=head)  # others may have asked while we looked
+            return ours[0] if ours is not None else await asker.by_digest(target, digest, head=head)
+
         answer, joined = await self._questions.ask(
-            (asker, "digest", target, digest, head),
-            lambda: asker.by_digest(target, digest, head=head),
-            deadline,
-            f"{target}@{digest}",
+            (asker, "digest", target, digest, head), question, deadline, f"{target}@{digest}"
         )
         return _as_got(answer, joined=joined)
 
@@ -214,21 +215,28 @@ class ManifestPuller:
         self, target: Target, tag: Tag, known: Digest | None, deadline: Deadline, *, head: bool
     ) -> ManifestAnswer:
         """Asks what the tag means, or joins whoever does; that goes on when we stop waiting."""
-        asker = self._asker(target)
         while True:
-            answer, joined = await self._questions.ask(
-                (asker, "tag", target, tag),
-                functools.partial(asker.by_tag, target, tag, known, head=head),
-                deadline,
-                f"{target}:{tag}",
-            )
+            key, question = self._question(target, tag, known, head=head)
+            answer, joined = await self._questions.ask(key, question, deadline, f"{target}:{tag}")
             if answer.content is not None or head:
                 return _as_got(answer, joined=joined)
             known = None  # we joined somebody's HEAD, which has told all that a HEAD can
 
     def _start(self, target: Target, tag: Tag, known: Digest | None, *, head: bool) -> None:
+        self._questions.start(*self._question(target, tag, known, head=head))
+
+    def _question(
+        self, target: Target, tag: Tag, known: Digest | None, *, head: bool
+    ) -> tuple[Hashable, Callable[[], Awaitable[ManifestAnswer]]]:
         asker = self._asker(target)
-        self._questions.start((asker, "tag", target, tag), lambda: asker.by_tag(target, tag, known, head=head))
+
+        async def question() -> ManifestAnswer:
+            now = await self._known(target, tag, head=head)  # others may have asked while we looked
+            if now is not None and now.fresh is not None:
+                return now.fresh[0]
+            return await asker.by_tag(target, tag, known, head=head)
+
+        return (asker, "tag", target, tag), question
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,22 +79,32 @@ class Permissions:
             return link.size, Source.HIT
         return (await self.claim(target, digest, deadline)).size, Source.MISS
 
-    async def claim(self, target: Target, digest: Digest, deadline: Deadline) -> LinkRecord:
-        """The upstream's word that it has the blob, asked for."""
+    async def claim(
+        self, target: Target, digest: Digest, deadline: Deadline, *, doubted: LinkRecord | None = None
+    ) -> LinkRecord:
+        """The upstream's word that it has the blob, asked for where nothing but a `doubted` one is known."""
         await self._cache.check_absence(target, digest, "blob")
         witness = self._witness(target)
-        return await self._ask(
-            (witness, "claim", target, digest), deadline, lambda within: witness.claim(target, digest, within)
-        )
+
+        async def question(within: Deadline) -> LinkRecord:
+            link = await self._cache.link(target, "blob", digest)  # others may have asked while the caller looked
+            if link is None or link == doubted:
+                return await witness.claim(target, digest, within)
+            return link
+
+        return await self._ask((witness, "claim", target, digest), deadline, question)
 
     async def prove(self, target: Target, digest: Digest, size: int, ours: Sample, deadline: Deadline) -> LinkRecord:
-        """The proof that it has these bytes, asked for."""
+        """The proof that it has these bytes, asked for where there is none yet."""
         witness = self._witness(target)
-        return await self._ask(
-            (witness, "proof", target, digest),
-            deadline,
-            lambda within: witness.prove(target, digest, size, ours, within),
-        )
+
+        async def question(within: Deadline) -> LinkRecord:
+            link = await self._cache.link(target, "blob", digest)
+            if link is not None and link.proven and link.size == size:
+                return link
+            return await witness.prove(target, digest, size, ours, within)
+
+        return await self._ask((witness, "proof", target, digest), deadline, question)
 
     async def renewed(self, target: Target, digest: Digest) -> bool:
         """For another worker that has used a link of some age: whether it is young again, once we have asked."""
@@ -105,7 +115,7 @@ class Permissions:
         """The upstream's word that it has the blob, with this length; asked for unless it is known."""
         link = await self._cache.link(target, "blob", digest)
         if link is None or link.size != size:
-            link = await self.claim(target, digest, deadline)
+            link = await self.claim(target, digest, deadline, doubted=link)
         if link.size != size:
             raise Unprovable(f"{target} gives {digest} another length than it has", reason="size")
         return link

@@ -20,7 +20,7 @@ from mirror.sockets import meeting_point, new_crowd
 from mirror.store.spools import spool_name
 from tests.clock import Clock
 from tests.conftest import StartMirror
-from tests.crowd import Crowd
+from tests.crowd import PATIENT, Crowd
 from tests.harness import short_timeouts
 from tests.parts import parts_of
 from tests.reading import Reading
@@ -566,8 +566,9 @@ async def test_a_drain_waits_for_the_clients_of_others(crowd: Crowd, upstream: F
     assert crowd.other.metric("mirror_upstream_requests_total") == 0
 
 
-async def test_a_refusal_is_heard_before_anything_was_noted(crowd: Crowd, upstream: FakeRegistry) -> None:
+async def test_a_refusal_is_heard_before_anything_was_noted(start_crowd: StartCrowd, upstream: FakeRegistry) -> None:
     """Of a repository of which nobody has noted anything yet: who comes then, to any worker, is asked for again."""
+    crowd = await start_crowd(timeouts=short_timeouts(peer=PATIENT, try_=PATIENT))  # `/v2/` has to answer before
     blob = upstream.put_blob(REPOSITORY, 1 << 20)
     rule = upstream.fault(blob, stall_at(500_000), times=1)
     path = f"/v2/demo/blobs/{blob.digest}"
