@@ -73,9 +73,11 @@ def book() -> Book:
 
 @pytest.fixture
 async def cache(book: Book) -> Cache:
-    """Over `book`; it has read what there is to know of the repository."""
+    """Over `book`; it has read all of the repository but what the upstream denied."""
     cache = make_cache(book, clock=Clock(), router=ROUTER)
     await cache.link(TARGET, "blob", DIGEST)
+    await cache.link(TARGET, "manifest", DIGEST)
+    await cache.tag(TARGET, TAG)
     return cache
 
 
