@@ -8,6 +8,7 @@ import pytest
 
 from docs.render import DOCUMENTS, ROOT, render
 from mirror.metrics import Metrics
+from mirror.nodes.hold import NodeMetrics
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -20,7 +21,9 @@ def test_generated_parts_are_current(name: str) -> None:
 
 def test_every_metric_that_a_document_names_exists() -> None:
     """Nobody builds an alert on a metric that is only written about."""
-    known = {sample for family in Metrics().registry.collect() for sample in _samples(family.name, family.type)}
+    registries = (Metrics().registry, NodeMetrics("any").registry)
+    families = [family for registry in registries for family in registry.collect()]
+    known = {sample for family in families for sample in _samples(family.name, family.type)}
 
     for document in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         named = set(re.findall(r"\bmirror_[a-z_]+\b", document.read_text()))
