@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.e2e.processes import remove_tree
-from tests.e2e.recipes import CACHE, RECIPES, DebianRoot, GoProgram, Recipe
+from tests.e2e.recipes import CACHE, RECIPES, DebianRoot, GoFiles, GoProgram, Recipe
 
 _MAKING = ".making-"
 _AT_ONCE = 2  # one that compiles, and one that downloads or links
@@ -70,7 +70,7 @@ def make(recipe: Recipe, cache: Path) -> None:
     making = Path(tempfile.mkdtemp(prefix=f"{_MAKING}{recipe.name}-", dir=cache))
     making.chmod(0o755)  # apt fetches as a user of its own, who has to get there
     try:
-        made = _make_root(recipe, making) if isinstance(recipe, DebianRoot) else _build(recipe, making)
+        made = _made(recipe, making)
         stamp = _stamp(recipe, cache)
         stamp.unlink(missing_ok=True)
         for output in recipe.outputs:
@@ -86,7 +86,7 @@ def _make_all(recipes: Sequence[Recipe], cache: Path) -> list[str]:
     """Makes these, some at a time, and says what became of each. Returns the names of those that failed."""
     failed = []
     if lacking := _lacking(recipes):
-        without = [recipe.name for recipe in recipes if isinstance(recipe, GoProgram)]
+        without = [recipe.name for recipe in recipes if isinstance(recipe, GoProgram | GoFiles)]
         print(f"FAILED {', '.join(without)}: {lacking}", flush=True)
         failed += without
         recipes = [recipe for recipe in recipes if recipe.name not in without]
@@ -115,6 +115,28 @@ def _timed(recipe: Recipe, cache: Path) -> tuple[float, BuildError | None]:
             error = None
             break
     return time.monotonic() - began, error
+
+
+def _made(recipe: Recipe, making: Path) -> Path:
+    """Makes it in a directory of its own, and returns where its outputs are in there."""
+    if isinstance(recipe, DebianRoot):
+        return _make_root(recipe, making)
+    return _fetch(recipe, making) if isinstance(recipe, GoFiles) else _build(recipe, making)
+
+
+def _fetch(wanted: GoFiles, making: Path) -> Path:
+    """Takes the files out of the module."""
+    module, made = making / "module", making / "made"
+    module.mkdir()
+    env = _go_environment()
+    _run("go", "mod", "init", "files", cwd=module, env=env)
+    fetched = json.loads(
+        _run("go", "mod", "download", "-json", f"{wanted.module}@{wanted.version}", cwd=module, env=env)
+    )
+    for output, file in wanted.files:
+        (made / output).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(fetched["Dir"], file), made / output)
+    return made
 
 
 def _build(program: GoProgram, making: Path) -> Path:
@@ -185,7 +207,7 @@ def _make_root(root: DebianRoot, making: Path) -> Path:
 
 def _lacking(recipes: Sequence[Recipe]) -> str | None:
     """Why this machine's Go will not do for what is to be built, if so."""
-    if not any(isinstance(recipe, GoProgram) for recipe in recipes):
+    if not any(isinstance(recipe, GoProgram | GoFiles) for recipe in recipes):
         return None
     wanted = f"needs Go >= {'.'.join(map(str, _OLDEST_GO))}"
     if shutil.which("go") is None:

@@ -54,7 +54,22 @@ class DebianRoot:
         return (self.name,)
 
 
-Recipe = GoProgram | DebianRoot
+@dataclass(frozen=True, slots=True)
+class GoFiles:
+    """Files of one Go module, as they are; the module proxy has them where nothing else can be fetched."""
+
+    name: str
+    module: str
+    version: str
+    files: tuple[tuple[str, str], ...]
+    """Where each file goes in the cache directory, and where it is in the module."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(output for output, _ in self.files)
+
+
+Recipe = GoProgram | GoFiles | DebianRoot
 
 # The slowest first, so that they do not end up alone at the end.
 RECIPES: tuple[Recipe, ...] = (
@@ -140,6 +155,27 @@ RECIPES: tuple[Recipe, ...] = (
         test=True,
     ),
     GoProgram("kubeconform", "github.com/yannh/kubeconform", "v0.8.0", (("bin/kubeconform", "cmd/kubeconform"),)),
+    GoFiles(
+        "prometheus-operator",
+        "github.com/prometheus-operator/prometheus-operator",
+        "v0.85.0",
+        tuple(
+            (f"crds/{kind}.yaml", f"example/prometheus-operator-crd/monitoring.coreos.com_{kind}.yaml")
+            for kind in ("prometheusrules", "servicemonitors")
+        ),
+    ),
+    GoFiles(
+        "gateway-api",
+        "sigs.k8s.io/gateway-api",
+        "v1.4.0",
+        (("crds/httproutes.yaml", "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"),),
+    ),
+    GoFiles(
+        "cert-manager",
+        "github.com/cert-manager/cert-manager",
+        "v1.21.2",
+        (("crds/certificates.yaml", "deploy/crds/cert-manager.io_certificates.yaml"),),
+    ),
     GoProgram("oras", "oras.land/oras", "v1.3.6", (("bin/oras", "cmd/oras"),)),
     GoProgram("crane", "github.com/google/go-containerregistry", "v0.22.1", (("bin/crane", "cmd/crane"),)),
 )
