@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,12 @@ class Built:
 
 
 class BuildKit:
-    """buildkitd, which looks for base images at the mirror."""
+    """buildkitd, which looks for base images at the mirror, if one is given.
 
-    def __init__(self, home: Path, mirror: str) -> None:
+    `snapshotter`: native works on every file system, and copies the whole image for each step of a build.
+    """
+
+    def __init__(self, home: Path, mirror: str | None = None, *, snapshotter: str = "native") -> None:
         need("buildkitd", "buildctl", "runc", root=True)
         self.log = home / "buildkitd.log"
         self._home = home
@@ -32,7 +36,9 @@ class BuildKit:
         address = f"unix://{self._state}/buildkitd.sock"
         self._buildctl = ("buildctl", "--addr", address)
         self._state.mkdir()
-        registries = snippet("buildkit/buildkitd.toml", mirror, home / "registries.toml").read_text()
+        registries = ""
+        if mirror is not None:
+            registries = snippet("buildkit/buildkitd.toml", mirror, home / "registries.toml").read_text()
         config = home / "buildkitd.toml"
         config.write_text(
             f"""root = "{self._state}/root"
@@ -42,7 +48,7 @@ class BuildKit:
             socketPath = "{self._state}/otel.sock" # not among this machine's own
             [worker.oci]
             enabled = true
-            snapshotter = "native" # works on every file system
+            snapshotter = "{snapshotter}"
             networkMode = "host"
             defaultCgroupParent = "{cgroups.PARENT}"
             [worker.containerd]
@@ -66,6 +72,31 @@ class BuildKit:
         )  # fmt: skip
         return _read(made)
 
+    def build_layout(
+        self,
+        context: Path,
+        layout: Path,
+        *,
+        base: tuple[str, Path, str],
+        arguments: Mapping[str, str],
+        secrets: Mapping[str, Path],
+        seconds: float,
+    ) -> None:
+        """Builds the Dockerfile of a directory and writes the image, tagged `image`, as an OCI layout.
+
+        `base` is an image's name in the Dockerfile, the OCI layout that is taken for it, and its digest.
+        """
+        name, place, digest = base
+        options = [f"--opt=build-arg:{key}={value}" for key, value in arguments.items()]
+        options += [f"--secret=id={key},src={file}" for key, file in secrets.items()]
+        self._run(
+            "build", "--progress", "plain", "--frontend", "dockerfile.v0",
+            "--local", f"context={context}", "--local", f"dockerfile={context}",
+            "--oci-layout", f"base={place}", "--opt", f"context:{name}=oci-layout://base@{digest}", *options,
+            "--output", f"type=oci,tar=false,dest={layout},name=localhost/mirror:image",
+            seconds=seconds,
+        )  # fmt: skip
+
     def empty(self) -> None:
         """Forgets what was built and everything that was pulled for it."""
         self._run("prune", "--all")
@@ -79,8 +110,8 @@ class BuildKit:
     def _answers(self) -> bool:
         return (self._state / "buildkitd.sock").exists()
 
-    def _run(self, *arguments: str) -> str:
-        return run(*self._buildctl, *arguments, home=self._home, seconds=60)
+    def _run(self, *arguments: str, seconds: float = 60) -> str:
+        return run(*self._buildctl, *arguments, home=self._home, seconds=seconds)
 
 
 def _read(archive: Path) -> Built:

@@ -80,6 +80,16 @@ def build_of(layout: Path, files: dict[str, bytes], command: list[str]) -> None:
     writer.index({here: writer.image(here, [writer.layer(files)], command)})
 
 
+def build_on(layout: Path, archive: Path) -> str:
+    """Writes an image of a whole file system, a tar archive that is moved there. Returns its manifest's digest."""
+    writer = _Layout(layout)
+    here = _ARCHITECTURES[platform.machine()]
+    made = writer.image(here, [writer.archive(archive)], ["/bin/sh"])
+    writer.index({here: made})
+    digest: str = made["digest"]
+    return digest
+
+
 class _Layout:
     """Writes blobs and the two files that make a directory an OCI image layout."""
 
@@ -99,6 +109,15 @@ class _Layout:
                 archive.addfile(entry, io.BytesIO(content))
         diff_id = hashlib.sha256(raw.getvalue()).hexdigest()
         return self._put(_LAYER, gzip.compress(raw.getvalue(), 1, mtime=0)), f"sha256:{diff_id}"
+
+    def archive(self, file: Path) -> tuple[Descriptor, str]:
+        """The layer that this file is, uncompressed, and its diff ID."""
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        size = file.stat().st_size
+        file.rename(self._blobs / digest)
+        media_type = _LAYER.removesuffix("+gzip")
+        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": size}, f"sha256:{digest}"
 
     def image(self, architecture: str, layers: list[tuple[Descriptor, str]], command: list[str]) -> Descriptor:
         config = self._put_json(

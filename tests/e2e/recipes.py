@@ -91,6 +91,8 @@ RECIPES: tuple[Recipe, ...] = (
             "skopeo",
         ),
     ),
+    # What the mirror's image is built on where no other image can be had, with what makes environments of Python.
+    DebianRoot("python", "trixie", ("ca-certificates", "python3-venv")),
     GoProgram(
         "kubernetes",
         "k8s.io/kubernetes",
