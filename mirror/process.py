@@ -8,6 +8,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -15,6 +16,7 @@ import structlog
 from mirror import __version__
 from mirror.config import Settings, warnings
 from mirror.reloading import Reloading
+from mirror.watching import Watching, named_files
 
 _MOST_DESCRIPTORS = 1 << 20
 _HANGING_SECONDS = 5.0
@@ -39,10 +41,13 @@ class Application(Protocol):
         """Cuts the waiting of a running `stop` short."""
 
 
-async def run(application: Application, read: Callable[[], Settings] | None = None) -> int:
+async def run(
+    application: Application, read: Callable[[], Settings] | None = None, *, watched: Path | None = None
+) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code. Raises what `start` raises.
 
     `read` gives the configuration again on SIGHUP, or raises ConfigError; without it, only what it names is read again.
+    So does a change of `watched`, the configuration's file, or of a file that it names.
     """
     stopping = asyncio.Event()
     reloading = Reloading(read or (lambda: application.settings), application.reload)
@@ -58,10 +63,14 @@ async def run(application: Application, read: Callable[[], Settings] | None = No
     await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         await starting
-        rereading = asyncio.create_task(reloading.run(), name="reloading")
+        rereading = [asyncio.create_task(reloading.run(), name="reloading")]
+        if watched is not None:
+            watching = Watching(lambda: [watched, *named_files(application.settings)], reloading.ask)
+            rereading.append(asyncio.create_task(watching.run(), name="watching"))
         await stop
-        rereading.cancel()
-        await asyncio.wait([rereading])
+        for task in rereading:
+            task.cancel()
+        await asyncio.wait(rereading)
         settings = application.settings
         _log.info("stopping", grace=settings.shutdown_grace)
         await application.stop(drain=settings.drain_delay, grace=settings.shutdown_grace)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 from aiohttp import web
@@ -320,10 +321,17 @@ def _limits(settings: Settings) -> Limits:
     return Limits(request=timeouts.request, idle=timeouts.idle, stall=timeouts.client)
 
 
-def serve(settings: Settings, read: Callable[[], Settings] | None = None, *, files: Files | None = None) -> int:
+def serve(
+    settings: Settings,
+    read: Callable[[], Settings] | None = None,
+    *,
+    watched: Path | None = None,
+    files: Files | None = None,
+) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code. Raises StorageError and OSError where it cannot start.
 
     `read` gives the configuration again on SIGHUP, or raises ConfigError; without it, only what it names is read again.
+    So does a change of `watched`, the configuration's file, or of a file that it names.
     """
     allocator.set_up()
     metrics = Metrics()
@@ -332,4 +340,4 @@ def serve(settings: Settings, read: Callable[[], Settings] | None = None, *, fil
     wanted, most = settings.max_connections, places(settings.max_connections)
     if most < wanted:
         _log.warning("the limit on open files allows fewer connections", max_connections=wanted, connections=most)
-    return asyncio.run(run(Mirror(settings, metrics=metrics, files=files), read))
+    return asyncio.run(run(Mirror(settings, metrics=metrics, files=files), read, watched=watched))

@@ -162,11 +162,17 @@ def slots_of(settings: Settings, quota: Path = Path("/sys/fs/cgroup/cpu.max")) -
 
 
 def serve(
-    settings: Settings, slots: int, read: Callable[[], Settings] | None = None, *, files: Files | None = None
+    settings: Settings,
+    slots: int,
+    read: Callable[[], Settings] | None = None,
+    *,
+    watched: Path | None = None,
+    files: Files | None = None,
 ) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code. Raises StorageError and OSError where it cannot start.
 
     `read` gives the configuration again on SIGHUP, or raises ConfigError; without it, only what it names is read again.
+    So does a change of `watched`, the configuration's file, or of a file that it names.
     """
     allocator.set_up()
     metrics = Metrics()
@@ -180,4 +186,4 @@ def serve(
             max_connections=settings.max_connections,
             connections=slots * places(wanted),
         )
-    return asyncio.run(run(Supervisor(settings, slots, turns, metrics=metrics, files=files), read))
+    return asyncio.run(run(Supervisor(settings, slots, turns, metrics=metrics, files=files), read, watched=watched))

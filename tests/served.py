@@ -22,8 +22,15 @@ class Served:
     """`python -m mirror serve` in a process of its own, in front of a fake upstream, with its lines."""
 
     def __init__(
-        self, home: Path, upstream: FakeRegistry, *, program: Sequence[str] = ("-m", "mirror"), **settings: Any
+        self,
+        home: Path,
+        upstream: FakeRegistry,
+        *,
+        program: Sequence[str] = ("-m", "mirror"),
+        options: Sequence[str] = (),
+        **settings: Any,
     ) -> None:
+        self._options = options
         self._program = program
         self.port, self.admin_port = free_port(), free_port()
         self.data = home / "data"
@@ -44,7 +51,7 @@ class Served:
         self._config.write_text(json.dumps(self._settings))
         self.lines = []
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, *self._program, "serve", "--config", self._config,
+            sys.executable, *self._program, "serve", "--config", self._config, *self._options,
             env={name: value for name, value in os.environ.items() if not name.startswith("MIRROR_")},
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
@@ -59,9 +66,13 @@ class Served:
 
     async def reload(self, **changes: Any) -> None:
         """Writes another configuration, and says so."""
+        self.rewrite(**changes)
+        self.process.send_signal(signal.SIGHUP)
+
+    def rewrite(self, **changes: Any) -> None:
+        """Writes another configuration."""
         self._settings |= changes
         self._config.write_text(json.dumps(self._settings))
-        self.process.send_signal(signal.SIGHUP)
 
     async def told(self, event: str) -> None:
         """Waits until it has logged an event."""

@@ -140,7 +140,7 @@ class Tls(_Section):
     """How the registry API is served over TLS; plain HTTP without a certificate."""
 
     certificate: FilePath | None = None
-    """PEM file of the certificate that clients see, followed by its intermediates; read again on SIGHUP."""
+    """PEM file of the certificate that clients see, and its intermediates; read again on SIGHUP, and by `--watch`."""
 
     key: FilePath | None = None
     """PEM file of the certificate's private key, without a passphrase; the certificate's own file if not given."""

@@ -391,3 +391,34 @@ async def test_sighup_has_the_file_read_again(served: Served, upstream: FakeRegi
 
     served.process.send_signal(signal.SIGTERM)
     assert await served.ended() == 0
+
+
+# Without a signal.
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("workers", [1, 2], ids=["one process", "two workers"])
+async def test_files_that_change_are_read_again_without_a_signal(
+    workers: int, upstream: FakeRegistry, tmp_path: Path
+) -> None:
+    """With --watch: what is wrong changes nothing, and a renewed certificate is shown to who comes."""
+    for kind in ("pem", "key"):
+        shutil.copy(HERE / f"server.{kind}", tmp_path / f"server.{kind}")
+    tls = {"certificate": str(tmp_path / "server.pem"), "key": str(tmp_path / "server.key")}
+    served = await Served(tmp_path, upstream, options=("--watch",), workers=workers, tls=tls).start()
+    try:
+        first = ssl.get_server_certificate(("127.0.0.1", served.port))
+        for kind in ("key", "pem"):
+            shutil.copy(HERE / f"renewed.{kind}", tmp_path / f"fresh.{kind}")
+            (tmp_path / f"fresh.{kind}").rename(tmp_path / f"server.{kind}")
+        await served.told("the configuration was read again")
+        await until(lambda: ssl.get_server_certificate(("127.0.0.1", served.port)) != first, 30)
+
+        served.rewrite(tag_tl="1m")
+        await served.told("the configuration cannot be used; the one before stays in force")
+        assert "tag_tl is not a key" in "".join(served.lines)
+
+        served.process.send_signal(signal.SIGTERM)
+        assert await served.ended() == 0
+    finally:
+        await served.stop()

@@ -21,7 +21,7 @@ from tests.faulty import FaultyFiles
 from tests.storing import path_of
 
 Read = Callable[[], Settings]
-Serve = Callable[[Settings, Read], int]
+Serve = Callable[..., int]
 
 
 @pytest.fixture(autouse=True)
@@ -116,11 +116,13 @@ def test_bad_usage_exits_with_2(arguments: list[str]) -> None:
 def test_serve_hands_the_settings_over_and_returns_the_exit_code(
     tmp_path: Path, set_serve: Callable[[Serve], None]
 ) -> None:
-    """The server's result is the command's; and it can have the configuration read again."""
+    """The server's result is the command's; it can read the configuration again, and watch its file if asked to."""
     seen: list[Settings] = []
+    watches: list[Path | None] = []
 
-    def serve(settings: Settings, read: Read) -> int:
+    def serve(settings: Settings, read: Read, *, watched: Path | None) -> int:
         seen.extend((settings, read()))
+        watches.append(watched)
         return 7
 
     set_serve(serve)
@@ -130,6 +132,9 @@ def test_serve_hands_the_settings_over_and_returns_the_exit_code(
     assert run("serve", "--config", str(file)).exit_code == 7
     assert run("serve").exit_code == 7
     assert [settings.tag_ttl for settings in seen] == [600, 600, 300, 300]
+    assert run("serve", "--config", str(file), "--watch").exit_code == 7
+    assert watches == [None, None, file]
+    assert run("serve", "--watch").exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -138,7 +143,7 @@ def test_serve_hands_the_settings_over_and_returns_the_exit_code(
 def test_a_failure_that_an_operator_can_mend_is_one_line(error: Exception, set_serve: Callable[[Serve], None]) -> None:
     """A port in use or a locked data directory exits with 1 and a sentence, without a traceback."""
 
-    def serve(settings: Settings, read: Read) -> int:
+    def serve(settings: Settings, read: Read, *, watched: Path | None) -> int:
         raise error
 
     set_serve(serve)
