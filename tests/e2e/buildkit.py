@@ -25,10 +25,13 @@ class Built:
 class BuildKit:
     """buildkitd, which looks for base images at the mirror, if one is given.
 
-    `snapshotter`: native works on every file system, and copies the whole image for each step of a build.
+    `snapshotter`: native works on every file system, and copies the whole image for each step of a build. `group` is
+    the control group of the steps, which the caller removes.
     """
 
-    def __init__(self, home: Path, mirror: str | None = None, *, snapshotter: str = "native") -> None:
+    def __init__(
+        self, home: Path, mirror: str | None = None, *, snapshotter: str = "native", group: str = cgroups.PARENT
+    ) -> None:
         need("buildkitd", "buildctl", "runc", root=True)
         self.log = home / "buildkitd.log"
         self._home = home
@@ -50,7 +53,7 @@ class BuildKit:
             enabled = true
             snapshotter = "{snapshotter}"
             networkMode = "host"
-            defaultCgroupParent = "{cgroups.PARENT}"
+            defaultCgroupParent = "{group}"
             [worker.containerd]
             enabled = false
             {registries}"""

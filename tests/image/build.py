@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import cgroups
 from tests.e2e.buildkit import BuildKit
 from tests.e2e.clients.client import need_overlay
 from tests.e2e.images import build_on
@@ -25,6 +26,7 @@ LABELS = {"VERSION": "9.9.9", "REVISION": "0123456789abcdef", "SOURCE": "https:/
 _TOP = Path(__file__).resolve().parents[2]
 _ROOT = CACHE / "python"
 _BASE = "base"
+_GROUP = f"{cgroups.PARENT}-build"
 _BUILD = 600.0  # seconds; most of it is the fetching of packages, on a slow network
 _EMPTIED = ("./dev", "./proc", "./sys", "./run", "./tmp")
 _OF_PIP = {"index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries"}
@@ -47,7 +49,7 @@ def build_image(factory: pytest.TempPathFactory) -> Path:
     emptied = [f"--exclude={directory}/*" for directory in _EMPTIED]
     subprocess.run(["tar", "--create", f"--file={archive}", *emptied, f"--directory={_ROOT}", "."], check=True)
     digest = build_on(home / "base", archive)
-    builder = BuildKit(home, snapshotter="overlayfs")
+    builder = BuildKit(home, snapshotter="overlayfs", group=_GROUP)
     try:
         builder.build_layout(
             _TOP,
@@ -59,6 +61,7 @@ def build_image(factory: pytest.TempPathFactory) -> Path:
         )
     finally:
         builder.stop()
+        cgroups.remove(_GROUP)
     (home / "image").rename(layout)
     remove_tree(home)
     return layout
