@@ -10,7 +10,10 @@ from tests.e2e.programs import run
 
 
 class Authority:
-    """One certificate for all the names; whoever trusts `ca` trusts it."""
+    """One certificate for all the names; whoever trusts `ca` trusts it.
+
+    As companies have them: without the key usage that Python 3.13 wants by itself.
+    """
 
     def __init__(self, home: Path, names: Iterable[str]) -> None:
         self.ca = home / "ca.crt"

@@ -11,12 +11,12 @@ import pytest
 from tests.e2e.clients.client import need_overlay, snippet
 from tests.e2e.images import Image, build
 from tests.e2e.programs import need
-from tests.kubernetes import image
+from tests.image.build import NAME, build_image
 from tests.kubernetes.authority import Authority
 from tests.kubernetes.cluster import PROGRAMS, Cluster
 from tests.kubernetes.pods import Pods, describe
 from tests.kubernetes.registries import HOSTS, PASSWORD, PLACES, PRIVATE, USER, Registries
-from tests.kubernetes.release import ADMIN, NODE_PORT, PORT, Release
+from tests.kubernetes.release import NODE_PORT, Release
 from tests.kubernetes.settings import CERTS_D, NODE
 from tests.kubernetes.traces import traces
 
@@ -81,41 +81,37 @@ def mirror(
 
     It knows the private registry's password. Each registry is trusted by the authority that the cluster has for all.
     """
-    layout = tmp_path_factory.mktemp("mirror") / "image"
-    command = image.build(layout)
-    cluster.load(layout, image.NAME)
+    cluster.load(build_image(tmp_path_factory), NAME)
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mirror", "labels": labels}})
-    cluster.apply(*volume(cluster.home / "volume"))
+    cluster.apply(*volume(cluster.home / "volume"), secret("corp", password=PASSWORD))
+    cluster.apply(secret("authority", **{"ca.crt": authority.ca.read_text()}))
     release = Release(cluster, "mirror")
-    release.install(
-        {
-            "image": {"name": image.NAME, "command": command, "path": image.path()},
-            "config": CONFIG,
-            "secrets": {"ca.crt": authority.ca.read_text(), "password": PASSWORD},
-        }
-    )
+    release.install(VALUES)
     example = snippet("containerd/_default/hosts.toml", f"127.0.0.1:{NODE_PORT}", cluster.home / "hosts.toml")
     cluster.write(CERTS_D / "_default" / "hosts.toml", example.read_text())
     return release
 
 
-SECRETS = "/run/secrets/mirror"
-CONFIG = {
-    "listen": f"0.0.0.0:{PORT}",
-    "admin_listen": f"0.0.0.0:{ADMIN}",
-    "drain_delay": "5s",
-    "storage": {"path": "/var/lib/mirror", "max_size": "900MiB"},
-    "upstreams": {
-        **{place.name: {"ca_file": f"{SECRETS}/ca.crt"} for place in PLACES},
-        PRIVATE.name: {
-            "url": f"https://{PRIVATE.host}",
-            "ca_file": f"{SECRETS}/ca.crt",
-            "username": USER,
-            "password_file": f"{SECRETS}/password",
-        },
+REPOSITORY, _, TAG = NAME.rpartition(":")
+VALUES = {
+    "image": {"repository": REPOSITORY, "tag": TAG, "pullPolicy": "Never"},
+    "config": {
+        "storage": {"max_size": "900MiB"},
+        "upstreams": {PRIVATE.name: {"url": f"https://{PRIVATE.host}"}},
     },
+    "credentials": {PRIVATE.name: {"secret": "corp", "type": "opaque", "username": USER}},
+    "authorities": {place.name: {"secret": "authority"} for place in PLACES},
+    "persistence": {"size": "1Gi", "storageClass": "local"},
+    "service": {"type": "NodePort", "nodePort": NODE_PORT},
 }
+"""Of the mirror's release."""
+
+
+def secret(name: str, **content: str) -> dict[str, Any]:
+    """A secret that is there before the chart is installed."""
+    metadata = {"name": name, "namespace": "mirror"}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": content}
 
 
 def volume(directory: Path) -> tuple[dict[str, Any], ...]:

@@ -11,7 +11,7 @@ from tests.e2e.processes import eventually
 from tests.kubernetes.cluster import Cluster
 from tests.samples import total
 
-CHART = Path(__file__).with_name("chart")
+CHART = Path(__file__).parents[2] / "helm" / "mirror"
 NAME = "mirror"
 PORT, ADMIN, NODE_PORT = 5000, 5001, 30500
 URL = f"http://127.0.0.1:{NODE_PORT}"

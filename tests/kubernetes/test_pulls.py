@@ -61,6 +61,13 @@ def test_pod_starts_through_the_mirror(
     assert mirror.counted("mirror_requests_total", upstream=name, kind="blob", result="hit") >= len(image.blobs)
 
 
+def test_helm_test_pulls_a_manifest(mirror: Release, registries: Registries, make_image: MakeImage) -> None:
+    """It says which, and that it came through the cache; a registry that has none of that name is told of."""
+    registries["docker.io"].hold(make_image(), "library/busybox", "latest")
+
+    assert "docker.io/library/busybox:latest: sha256:" in mirror.test()
+
+
 def test_upgrade_does_not_break_a_pull(
     mirror: Release, pods: Pods, registries: Registries, make_image: MakeImage
 ) -> None:
