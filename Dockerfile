@@ -30,12 +30,13 @@ library=$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 cd "$library"
 rm -rf ensurepip idlelib lib2to3 pydoc_data test tkinter turtledemo config-* site-packages dist-packages \
     /usr/lib/python3/dist-packages
-rm -rf /usr/local/bin/pip* /usr/local/bin/idle* /usr/local/bin/pydoc* /usr/local/include /usr/share/python-wheels
+rm -rf /usr/local/bin/pip* /usr/local/bin/idle* /usr/local/bin/pydoc* /usr/local/include
 rm -rf /usr/share/doc-base /usr/share/info /usr/share/locale /usr/share/man /usr/lib/*-linux-gnu/gconv
 find /usr/share/doc -type f ! -name copyright -delete # what licences ask for stays, and what scanners read in /var/lib/dpkg
-# Nothing is installed into a finished image.
-rm -rf /usr/bin/apt* /usr/lib/apt /usr/lib/*-linux-gnu/libapt-* /etc/apt /var/lib/apt /var/cache/* /var/log/* \
-    /usr/bin/perl* /usr/lib/*-linux-gnu/perl-base /usr/share/perl* /root/.cache
+# Nothing is installed into a finished image. What goes by dpkg is gone for scanners, too.
+dpkg --purge --force-depends --force-remove-essential --force-remove-protected \
+    $(dpkg-query --show --showformat='${Package} ' apt 'libapt-pkg*' sqv gpgv perl-base 'python3-*-whl' 2>/dev/null)
+rm -rf /etc/apt /var/lib/apt /var/cache/* /var/log/* /root/.cache
 find / -xdev -type f -perm /6000 -exec chmod ug-s {} +
 # The root is read-only when it runs: what is not compiled now is compiled anew at each start.
 find . -name '*.py[co]' -delete
