@@ -82,13 +82,14 @@ docs: $(DEV) ## renew the generated parts of the documentation
 
 requirements: $(TOOLS)/installed ## pin what pyproject.toml wants and is not pinned yet (ARGS=--upgrade for the newest of all)
 	$(COMPILE) --output-file $(PINS)/runtime.txt pyproject.toml
-	$(COMPILE) --output-file $(PINS)/dev.txt --constraint $(PINS)/runtime.txt --extra dev pyproject.toml
+	$(COMPILE) --output-file $(PINS)/nodes.txt --constraint $(PINS)/runtime.txt --extra nodes pyproject.toml
+	$(COMPILE) --output-file $(PINS)/dev.txt --constraint $(PINS)/nodes.txt --extra dev --extra nodes pyproject.toml
 	$(COMPILE) --output-file $(PINS)/build.txt --only-build-deps --build-deps-for editable pyproject.toml
 	$(COMPILE) --output-file $(PINS)/tools.txt $(PINS)/tools.in
 
 audit: $(TOOLS)/installed ## look the pinned versions up among known vulnerabilities; needs the internet
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes $(ACCEPTED:%=--ignore-vuln %) \
-	    $(foreach file,runtime dev build tools,--requirement $(PINS)/$(file).txt)
+	    $(foreach file,runtime nodes dev build tools,--requirement $(PINS)/$(file).txt)
 
 clean: ## remove what the other targets made; the cache in ./data stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -29,7 +29,7 @@ TOP = Path(__file__).parents[1]
 PIN = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<version>[0-9][A-Za-z0-9.+!]*)(?P<hashes>(?: --hash=sha256:[0-9a-f]{64})+)"
 )
-PINNED = {name: f"requirements/{name}.txt" for name in ("runtime", "dev", "build", "tools")}
+PINNED = {name: f"requirements/{name}.txt" for name in ("runtime", "nodes", "dev", "build", "tools")}
 TARGET = re.compile(r"^(?P<name>[a-z][a-z0-9-]*):", re.MULTILINE)
 SUPPRESSION = re.compile(
     r"#\s*(?:type:\s*ignore|noqa)\b(?P<codes>\[[a-z, -]+\]|:\s*[A-Z]+\d+(?:,\s*[A-Z]+\d+)*)?(?P<rest>.*)"
@@ -55,10 +55,12 @@ def requirements(name: str) -> list[Requirement]:
     """What pyproject.toml asks for in the environment that a file of pins is for."""
     declared = pyproject()
     project = declared["project"]
+    extras = project["optional-dependencies"]
     texts = {
         "build": declared["build-system"]["requires"],
         "runtime": project["dependencies"],
-        "dev": [*project["dependencies"], *project["optional-dependencies"]["dev"]],
+        "nodes": [*project["dependencies"], *extras["nodes"]],
+        "dev": [*project["dependencies"], *extras["nodes"], *extras["dev"]],
     }
     return [Requirement(text) for text in texts[name]]
 
@@ -168,7 +170,7 @@ def test_every_pin_has_hashes_and_no_address(name: str) -> None:
     assert len(pins(name)) == len(lines) > 0, "a name stands there twice"
 
 
-@pytest.mark.parametrize("name", ["build", "runtime", "dev"])
+@pytest.mark.parametrize("name", ["build", "runtime", "nodes", "dev"])
 def test_pins_satisfy_the_requirements(name: str) -> None:
     """No pinned version is one that pyproject.toml refuses, and nothing that it asks for is missing."""
     pinned = pins(name)
@@ -178,7 +180,7 @@ def test_pins_satisfy_the_requirements(name: str) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", ["runtime", "dev"])
+@pytest.mark.parametrize("name", ["runtime", "nodes", "dev"])
 def test_pins_are_exactly_what_gets_installed(name: str) -> None:
     """Whatever our requirements lead to, however far away, is pinned, and nothing else; the versions here are those."""
     pinned = pins(name)
@@ -189,7 +191,7 @@ def test_pins_are_exactly_what_gets_installed(name: str) -> None:
 
 def test_development_runs_what_is_shipped() -> None:
     """What is tested with is what is served with, byte for byte, and some more."""
-    assert set(lines_of("runtime")) < set(lines_of("dev"))
+    assert set(lines_of("runtime")) < set(lines_of("nodes")) < set(lines_of("dev"))
 
 
 def test_make_installs_by_hash_alone() -> None:

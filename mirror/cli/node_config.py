@@ -41,6 +41,18 @@ def _parse_mirror(text: str) -> str:
     return parse_mirror(text)
 
 
+def _parse_image(text: str) -> str:
+    from mirror.nodes.verify import parse_image
+
+    return parse_image(text)
+
+
+def _parse_endpoint(text: str) -> str:
+    from mirror.nodes.cri import parse_endpoint
+
+    return parse_endpoint(text)
+
+
 def _where(command: F) -> F:
     """The options of every command that touches files."""
     for option in (
@@ -139,6 +151,44 @@ def restore(name: str | None, root: Path) -> None:
         _say(outcome, "put back")
         if outcome.foreign:
             raise nodes.Foreign(f"{', '.join(outcome.foreign)}: changed since by somebody else, and left as it is")
+
+
+@node_config.command()
+@click.option(
+    "--mirror", required=True, metavar="URL", callback=_parsed(_parse_mirror), help="Where nodes reach the mirror."
+)
+@click.option(
+    "--image", required=True, metavar="IMAGE", callback=_parsed(_parse_image), help="What to pull, with its registry."
+)
+@click.option(
+    "--cri",
+    "endpoint",
+    metavar="SOCKET",
+    default="unix:///run/containerd/containerd.sock",
+    callback=_parsed(_parse_endpoint),
+    help="The runtime's socket (default unix:///run/containerd/containerd.sock).",
+)
+@click.option(
+    "--admin",
+    metavar="URL",
+    callback=_parsed(_parse_mirror),
+    help="The mirror's admin port (default: port 5001 of the mirror's host, by http).",
+)
+@click.option("--clean", is_flag=True, help="Remove the image afterwards where it was not there before.")
+def verify(mirror: str, image: str, endpoint: str, admin: str | None, clean: bool) -> None:
+    """Pull an image as the kubelet does, and tell whether the mirror saw it.
+
+    Nothing is removed before: a runtime that holds an image asks anew what its tag means. Exits with 1 where the mirror
+    did not see it, or that cannot be told.
+    """
+    from mirror.nodes.cri import Cri
+    from mirror.nodes.verify import default_admin
+    from mirror.nodes.verify import verify as try_it
+
+    with _explained(), Cri(endpoint) as cri:
+        verdict = try_it(image, admin or default_admin(mirror), cri, clean=clean)
+        click.echo(verdict.text)
+        raise SystemExit(0 if verdict.seen else 1)
 
 
 def _runtime(name: str | None, root: Root) -> Runtime:

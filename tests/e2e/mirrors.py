@@ -25,6 +25,7 @@ class MirrorProcess:
         self.address = f"127.0.0.1:{port}"
         self.url = f"http://{self.address}"
         self._admin_port = free_port()
+        self.admin_url = f"http://127.0.0.1:{self._admin_port}"
         self._process: Process | None = None
 
     def configure(self, upstreams: Mapping[str, Mapping[str, str]], **settings: Any) -> Path:
