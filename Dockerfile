@@ -2,12 +2,14 @@
 #
 # BASE is any image with a Python >= 3.11 that can make environments. For a build that can be repeated, name it with its
 # digest: --build-arg BASE=docker.io/library/python:3.13-slim-trixie@sha256:...
+# PINS is the file of requirements/ that is installed: runtime is smaller, without `mirror node-config verify`.
 # An index of packages other than the usual one is named by a file that the image does not get:
 # --secret id=pip.conf,src=$HOME/.config/pip/pip.conf, and --secret id=pip.crt,src=ca.pem for what that file calls
 # /etc/pip.crt.
 ARG BASE=docker.io/library/python:3.13-slim-trixie
 
 FROM ${BASE} AS builder
+ARG PINS=nodes
 WORKDIR /build
 COPY requirements requirements
 # The environment has no pip of its own: one beside it fills it.
@@ -15,7 +17,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=
     python3 -m venv tools && python3 -m venv --without-pip /opt/mirror \
     && tools/bin/pip --no-cache-dir install --quiet --require-hashes --no-compile --requirement requirements/build.txt \
     && tools/bin/pip --no-cache-dir --python /opt/mirror/bin/python3 install --quiet --require-hashes \
-        --requirement requirements/runtime.txt
+        --requirement "requirements/$PINS.txt"
 COPY pyproject.toml README.md LICENSE ./
 COPY mirror mirror
 RUN tools/bin/pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir dist . \

@@ -103,6 +103,8 @@ async def test_image_serves_as_it_is(run: Run) -> None:
         assert await status(session, f"http://127.0.0.1:{port}/v2/") == 200
         assert await status(session, f"http://127.0.0.1:{admin}/readyz") == 200
     assert (await asyncio.to_thread(container.execute, "touch", "/opt/mirror/there")).returncode != 0
+    verifies = await asyncio.to_thread(container.execute, "python3", "-c", "import grpc")  # for node-config verify
+    assert verifies.returncode == 0, verifies.stderr
     assert any(container.data.iterdir())
     assert container.data.stat().st_mode & 0o777 == 0o700
 
