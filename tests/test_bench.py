@@ -269,3 +269,14 @@ def test_a_slow_disk_is_measured(tmp_path: Path) -> None:
     assert all(rows[kind]["figures"]["asked"][0] > 10 for kind in ("mirror", "quiet", "busy"))
     crowd = {kind: row["figures"]["crowd"][0] for kind, row in rows.items()}
     assert 0 == crowd["quiet"] < crowd["mirror"] < crowd["busy"]
+
+
+@pytest.mark.timeout(180)
+def test_a_full_cache_is_measured(tmp_path: Path) -> None:
+    """What a cache is filled with counts as pulled: it is hit, and a sweep frees it."""
+    if not installed("wrk"):
+        missing("wrk is not installed")
+    rows = tiny("objects", tmp_path)["rows"]
+
+    assert all(row["failure"] is None for case in rows.values() for row in case.values())
+    assert rows["sweep"]["mirror"]["figures"]["freed"][0] > 0

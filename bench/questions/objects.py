@@ -26,6 +26,7 @@ from bench.rounds import Bench, or_failed, record
 from bench.servers import MIRROR
 from bench.site import Site, Upstream, upstream
 from mirror.store.database import encode_key, open_in
+from mirror.store.epochs import EpochRecord, epoch_key
 from mirror.store.sealed import seal
 from mirror.store.shapes import LinkRecord
 from tests.e2e.mirrors import MirrorProcess
@@ -214,8 +215,8 @@ def ask(bench: Bench) -> Answer:
                 bench.console.print(f"filling a cache with {objects:,} blobs …")
                 subject.fill(objects)
                 answer.servers[subject.name] = f"{subject.objects:,} blobs"
-            for _ in range(bench.effort.rounds):
-                for subject in (full, empty):
+            for number in range(bench.effort.rounds):
+                for subject in (full, empty) if number % 2 else (empty, full):
                     record(answer, begin, subject.name, subject.early)
                     record(answer, begin, subject.name, subject.measure)
             with or_failed(answer, swept, full.name), full.counted() as port:
@@ -252,10 +253,12 @@ def _add_blobs(data: Path, digests: Sequence[str]) -> None:
 
 
 def _add_links(data: Path, digests: Sequence[str]) -> None:
-    """A link record for each blob, as a pull would have left it."""
-    now = time.time()
-    value = msgspec.msgpack.encode(LinkRecord(_BLOB_BYTES, "", True, now, now, 0))
+    """A link record for each blob, and the epoch that they belong to, as pulls would have left them."""
+    now, epoch = time.time(), 1
+    value = msgspec.msgpack.encode(LinkRecord(_BLOB_BYTES, "", True, now, now, epoch))
     with open_in(data / "records") as book:
+        key = encode_key(epoch_key(("docker.io", _FILLER)))
+        book.set(key, seal(key, msgspec.msgpack.encode(EpochRecord(epoch))), expire=_LIFETIME)
         for start in range(0, len(digests), _BATCH):
             with book.transact():
                 for digest in digests[start : start + _BATCH]:
