@@ -53,6 +53,23 @@ def _parse_endpoint(text: str) -> str:
     return parse_endpoint(text)
 
 
+def _whom_to_ask(command: F) -> F:
+    """The options of every command that pulls through the runtime."""
+    for option in (
+        click.option(
+            "--admin", metavar="URL", callback=_parsed(_parse_mirror),
+            help="The mirror's admin port (default: port 5001 of the mirror's host, by http).",
+        ),
+        click.option(
+            "--cri", "endpoint", metavar="SOCKET", default="unix:///run/containerd/containerd.sock",
+            callback=_parsed(_parse_endpoint),
+            help="The runtime's socket (default unix:///run/containerd/containerd.sock).",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def _where(command: F) -> F:
     """The options of every command that touches files."""
     for option in (
@@ -97,6 +114,13 @@ def node_config() -> None:
     callback=_parsed(Address.parse),
     help="With --hold: serve /metrics and /readyz there.",
 )
+@click.option(
+    "--verify-image",
+    metavar="IMAGE",
+    callback=_parsed(_parse_image),
+    help="With --hold: pull it, and tell whether the mirror saw that, as `verify` does.",
+)
+@_whom_to_ask
 @_where
 def apply(
     mirror: str,
@@ -105,6 +129,9 @@ def apply(
     add_config_path: bool,
     hold: bool,
     listen: Address | None,
+    verify_image: str | None,
+    endpoint: str,
+    admin: str | None,
     name: str | None,
     root: Path,
 ) -> None:
@@ -117,9 +144,12 @@ def apply(
     from mirror.nodes.hold import NodeMetrics
     from mirror.nodes.hold import hold as stay
     from mirror.nodes.root import Root
+    from mirror.nodes.verify import Check, default_admin
 
     if listen is not None and not hold:
         raise click.UsageError("--metrics-listen needs --hold")
+    if verify_image is not None and not hold:
+        raise click.UsageError("--verify-image needs --hold")
     with _explained():
         node = Root(root)
         runtime = _runtime(name, node)
@@ -128,9 +158,11 @@ def apply(
         if not hold:
             _say(work(), "written")
             return
+        check = Check(verify_image, admin or default_admin(mirror), endpoint) if verify_image is not None else None
+        metrics = NodeMetrics(runtime.name, verifies=check is not None)
         log.configure()
         try:
-            raise SystemExit(asyncio.run(stay(work, undo, NodeMetrics(runtime.name), listen)))
+            raise SystemExit(asyncio.run(stay(work, undo, metrics, listen, check=check)))
         finally:
             log.close()
 
@@ -160,20 +192,7 @@ def restore(name: str | None, root: Path) -> None:
 @click.option(
     "--image", required=True, metavar="IMAGE", callback=_parsed(_parse_image), help="What to pull, with its registry."
 )
-@click.option(
-    "--cri",
-    "endpoint",
-    metavar="SOCKET",
-    default="unix:///run/containerd/containerd.sock",
-    callback=_parsed(_parse_endpoint),
-    help="The runtime's socket (default unix:///run/containerd/containerd.sock).",
-)
-@click.option(
-    "--admin",
-    metavar="URL",
-    callback=_parsed(_parse_mirror),
-    help="The mirror's admin port (default: port 5001 of the mirror's host, by http).",
-)
+@_whom_to_ask
 @click.option("--clean", is_flag=True, help="Remove the image afterwards where it was not there before.")
 def verify(mirror: str, image: str, endpoint: str, admin: str | None, clean: bool) -> None:
     """Pull an image as the kubelet does, and tell whether the mirror saw it.

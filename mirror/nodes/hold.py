@@ -1,4 +1,7 @@
-"""Staying on a node: applies at the start and tries again while that fails, tells how it went, restores at the end."""
+"""Staying on a node: applies at the start and tries again while that fails, tells how it went, restores at the end.
+
+If asked to, it also finds out whether the node's pulls now go through the mirror.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from mirror.config import Address
 from mirror.nodes.errors import NodeError
+from mirror.nodes.verify import Check
 from mirror.nodes.works import Outcome
 
 _AGAIN_SECONDS = 60.0
@@ -22,11 +26,13 @@ _log = structlog.get_logger()
 class NodeMetrics:
     """What is told of one node."""
 
-    def __init__(self, runtime: str) -> None:
+    def __init__(self, runtime: str, *, verifies: bool = False) -> None:
         self.is_configured = False
         self.registry = CollectorRegistry()
         self.configured = self._gauge("configured", "1 while the runtime's files send pulls to the mirror.", runtime)
         self.advice = self._gauge("advice", "Things in the log that somebody has to do on the node.", runtime)
+        # Who is not asked has nothing to say: a 0 would be an alarm.
+        self.seen = self._gauge("seen", "1 once the mirror saw a pull of the node.", runtime) if verifies else None
 
     def _gauge(self, name: str, text: str, runtime: str) -> Gauge:
         return Gauge(f"mirror_node_{name}", text, ["runtime"], registry=self.registry).labels(runtime=runtime)
@@ -37,6 +43,11 @@ class NodeMetrics:
         self.configured.set(self.is_configured)
         self.advice.set(len(outcome.advice) if outcome is not None else 0)
 
+    def tell_seen(self, seen: bool) -> None:
+        """Whether the mirror saw the node's pull."""
+        if self.seen is not None:
+            self.seen.set(seen)
+
 
 async def hold(
     apply: Callable[[], Outcome],
@@ -44,10 +55,12 @@ async def hold(
     metrics: NodeMetrics,
     listen: Address | None,
     *,
+    check: Check | None = None,
     again: float = _AGAIN_SECONDS,
 ) -> int:
     """Applies, waits for SIGTERM or SIGINT, and restores; returns the exit code, 1 where that could not be done whole.
 
+    `check` is run in between, every `again` seconds until the mirror has seen a pull, and is stopped here.
     Raises OSError where `listen` cannot be bound.
     """
     over = asyncio.Event()
@@ -55,11 +68,18 @@ async def hold(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
     runner = await _serve(metrics, listen) if listen is not None else None
+    checking: asyncio.Task[None] | None = None
     try:
         await _apply_until_over(apply, metrics, over, again)
+        if check is not None:
+            checking = asyncio.create_task(_check_until_over(check, metrics, over, again))
         await over.wait()
         return await _restore(restore, metrics)
     finally:
+        if check is not None:
+            check.stop()
+        if checking is not None:
+            await checking
         if runner is not None:
             await runner.cleanup()
 
@@ -80,6 +100,29 @@ async def _apply_until_over(
             _tell("node configured", outcome)
             metrics.tell(outcome)
             return
+
+
+async def _check_until_over(check: Check, metrics: NodeMetrics, over: asyncio.Event, again: float) -> None:
+    while not over.is_set():
+        try:
+            verdict = await asyncio.to_thread(check.run)
+        except NodeError as error:
+            if not over.is_set():
+                _log.error(
+                    "whether the mirror sees pulls is not known; it is tried again", error=str(error), seconds=again
+                )
+        else:
+            metrics.tell_seen(verdict.seen)
+            if verdict.seen:
+                _log.info(
+                    "the mirror saw a pull", image=verdict.image, runtime=verdict.runtime, answers=verdict.answers
+                )
+                return
+            _log.error("the mirror did not see a pull", image=verdict.image, runtime=verdict.runtime, seconds=again)
+        try:
+            await asyncio.wait_for(over.wait(), again)
+        except TimeoutError:
+            continue
 
 
 async def _restore(restore: Callable[[], Outcome], metrics: NodeMetrics) -> int:

@@ -6,6 +6,7 @@ just before; where somebody did, it is tried again. That it counted nothing prov
 
 from __future__ import annotations
 
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -62,6 +63,24 @@ class Verdict:
         return f"not seen: {self.runtime} pulled {self.image} and the mirror answered nothing"
 
 
+class Check:
+    """`verify`, for whoever runs it in a thread and may have to end it. Raises Unusable where grpcio is lacking."""
+
+    def __init__(self, image: str, admin: str, endpoint: str, *, limits: Limits | None = None) -> None:
+        self._image, self._admin, self._limits = image, admin, limits
+        self._cri = Cri(endpoint)
+        self._over = threading.Event()
+
+    def run(self) -> Verdict:
+        """What came out. Raises NodeError where nothing did, as after `stop`."""
+        return verify(self._image, self._admin, self._cri, limits=self._limits, sleep=self._over.wait)
+
+    def stop(self) -> None:
+        """Ends what runs, soon, and for good."""
+        self._over.set()
+        self._cri.close()
+
+
 def default_admin(mirror: str) -> str:
     """The admin port of the mirror with this canonical URL, if nobody moved it."""
     host = urlsplit(mirror).hostname or ""
@@ -90,7 +109,7 @@ def verify(
     *,
     clean: bool = False,
     limits: Limits | None = None,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> Verdict:
     """Pulls `image` through the runtime, and again where it is held: a runtime asks anew what the tag means.
 
@@ -111,7 +130,7 @@ def verify(
             cri.remove(image)
 
 
-def _count_a_pull(image: str, admin: str, host: str, cri: Cri, limits: Limits, sleep: Callable[[float], None]) -> int:
+def _count_a_pull(image: str, admin: str, host: str, cri: Cri, limits: Limits, sleep: Callable[[float], object]) -> int:
     """How often the mirror answered while the image, which is held, was pulled."""
     for _ in range(limits.tries):
         earlier = _counts(admin, host)
@@ -127,7 +146,7 @@ def _count_a_pull(image: str, admin: str, host: str, cri: Cri, limits: Limits, s
     )
 
 
-def _await_answers(admin: str, host: str, before: Counts, limits: Limits, sleep: Callable[[float], None]) -> int:
+def _await_answers(admin: str, host: str, before: Counts, limits: Limits, sleep: Callable[[float], object]) -> int:
     """The mirror counts an answer after its last byte, which is when the runtime goes on, too."""
     deadline = time.monotonic() + limits.counted
     while (answers := _risen(before, _counts(admin, host))) == 0 and time.monotonic() < deadline:

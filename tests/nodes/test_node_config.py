@@ -85,13 +85,13 @@ def test_bad_usage(node: Node, arguments: list[str], expected: str) -> None:
 class Holding:
     """`apply --hold` as a process of its own."""
 
-    def __init__(self, node: Node, log: Path) -> None:
+    def __init__(self, node: Node, log: Path, *options: str) -> None:
         self.port = free_port()
         self._log = log
         command = [sys.executable, "-m", "mirror", "node-config", "apply", "--mirror", MIRROR, "--root", str(node.top)]
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [*command, "--hold", "--metrics-listen", f"127.0.0.1:{self.port}"], stderr=file
+                [*command, "--hold", "--metrics-listen", f"127.0.0.1:{self.port}", *options], stderr=file
             )
 
     def ready(self) -> int:

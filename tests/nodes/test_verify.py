@@ -6,6 +6,7 @@ import builtins
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from mirror.cli import main
 from mirror.nodes.cri import Cri, CriError, parse_endpoint
 from mirror.nodes.errors import Unusable
 from mirror.nodes.verify import CannotTell, Limits, default_admin, parse_image, verify
+from tests.e2e.processes import eventually
+from tests.nodes.conftest import Node
+from tests.nodes.test_node_config import HOSTS, Holding
 
 IMAGE = "docker.io/library/busybox:1.37"
 PULL = b"\x0a\x20\x0a\x1e" + IMAGE.encode()  # field 1, 32 bytes, of it field 1, 30 bytes
@@ -130,6 +134,22 @@ def counting() -> Iterator[FakeMirror]:
     made = FakeMirror()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def hold(node: Node, runtime: FakeRuntime, counting: FakeMirror, tmp_path: Path) -> Iterator[Callable[[], Holding]]:
+    """Starts what applies, and then pulls."""
+    node.put(HOSTS, '[host."https://other.test"]\n')
+    options = ["--verify-image", IMAGE, "--cri", runtime.endpoint, "--admin", counting.url]
+    with ExitStack() as ends:
+
+        def start() -> Holding:
+            made = Holding(node, tmp_path / "log", *options)
+            ends.callback(made.process.wait)
+            ends.callback(made.process.kill)
+            return made
+
+        yield start
 
 
 @pytest.fixture
@@ -345,6 +365,51 @@ def test_endpoint_is_a_socket() -> None:
 def test_admin_port_is_beside_the_mirror(mirror: str, admin: str) -> None:
     """Port 5001 of the same host unless said otherwise."""
     assert default_admin(mirror) == admin
+
+
+@pytest.mark.timeout(90)
+def test_who_stays_tells_what_was_seen(runtime: FakeRuntime, counting: FakeMirror, hold: Callable[[], Holding]) -> None:
+    """`apply --hold --verify-image` has it in its metrics and in its log, and ends as ever."""
+    runtime.pulled = counting.count
+    holding = hold()
+
+    assert eventually(lambda: holding.ready() == 200, seconds=30)
+    assert eventually(lambda: 'mirror_node_seen{runtime="containerd"} 1.0' in holding.metrics(), seconds=30)
+
+    assert holding.stop() == 0
+    assert "the mirror saw a pull" in holding.log()
+
+
+@pytest.mark.timeout(90)
+def test_a_pull_that_hangs_keeps_nobody_waiting(node: Node, runtime: FakeRuntime, hold: Callable[[], Holding]) -> None:
+    """SIGTERM ends the pull, and the node's files are put back."""
+    pulling, over = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        pulling.set()
+        over.wait(60)
+
+    runtime.pulled = hang
+    holding = hold()
+    try:
+        assert pulling.wait(30)
+        assert 'mirror_node_seen{runtime="containerd"} 0.0' in holding.metrics()
+
+        assert holding.stop() == 0
+    finally:
+        over.set()
+
+    assert node.text(HOSTS) == '[host."https://other.test"]\n'
+
+
+def test_verifying_wants_to_stay() -> None:
+    """Without --hold nobody would be there to tell."""
+    arguments = ["node-config", "apply", "--mirror", "http://127.0.0.1:5000", "--verify-image", IMAGE]
+
+    done = CliRunner().invoke(main, arguments)
+
+    assert done.exit_code == 2
+    assert "--hold" in done.output
 
 
 def _command(*options: str) -> Any:
