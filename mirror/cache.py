@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
-import struct
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -25,7 +23,6 @@ from mirror.oci.errors import (
     Unknown,
     UpstreamRefused,
 )
-from mirror.oci.manifest import Manifest, parse_manifest
 from mirror.oci.path import Kind as AnyKind
 from mirror.oci.reference import Reference, Tag
 from mirror.routing import Router, Target
@@ -34,6 +31,8 @@ from mirror.store.database import Key
 from mirror.store.epochs import Epochs, epoch_key
 from mirror.store.files import SharedFile
 from mirror.store.generations import Generations, Watch
+from mirror.store.hints import Hints
+from mirror.store.manifests import HeldManifest, Manifests
 from mirror.store.records import Records
 from mirror.store.room import Room
 from mirror.store.shapes import AbsenceRecord, CursorRecord, LinkRecord, ListRecord, OriginRecord, TagRecord
@@ -45,16 +44,10 @@ T = TypeVar("T")
 _DAY = 86400.0
 _KEPT = 30 * _DAY
 """How long names outlive their last renewal at least, in seconds; links and manifests are renewed daily, on use."""
-_MANIFEST_BYTES = 64 << 20
 _LIST_BYTES = 64 << 20
 """What the lists that are kept in memory may take there, roughly."""
 _LIST_ITEM_BYTES = 64
-_HINTS = 100_000
-_NAMED_BLOBS = 1000
-"""How many blobs of a manifest its use refreshes; real images have a few dozen, forged ones anything."""
-_NAMED_BLOB_BYTES = 400
-"""What one of them takes in memory, roughly."""
-_RENEWED = struct.Struct(">d")
+_PROLONGED = 100_000
 _UNKNOWN = {kind.code: kind for kind in (NameUnknown, ManifestUnknown, BlobUnknown)}
 
 
@@ -84,19 +77,6 @@ Named = Reference | ListName
 """What an upstream can say no to."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeldManifest:
-    """A manifest's exact bytes, what they say of themselves (None where that is of no shape we know), and the blobs
-    that they name with their sizes.
-    """
-
-    digest: Digest
-    content: bytes
-    outline: Manifest | None
-    blobs: tuple[tuple[Digest, int | None], ...]
-    renewed_at: float
-
-
 class Cache:
     """Records with a memory copy in front, and the blob store. Losing any of it costs requests, never correctness."""
 
@@ -116,16 +96,15 @@ class Cache:
         self.room = room
         self.trouble = trouble
         self.generations = generations or Generations()
-        self._records = records
         self._names = TypedRecords(records, generations=self.generations)
         self._lists = TypedRecords(records, Memory(limit=_LIST_BYTES, weigh=_weight), generations=self.generations)
         self.router = router
         """What it knows of the upstreams; another one with each configuration."""
         self._clock = clock
-        self._manifests: Bounded[Digest, HeldManifest] = Bounded(_MANIFEST_BYTES)
+        self._manifests = Manifests(records, clock)
+        self.hints = Hints()
         self._noting: set[asyncio.Task[Any]] = set()
-        self._prolonged: Bounded[Key, float] = Bounded(_HINTS)
-        self._hints: Bounded[tuple[str, str, Digest], int] = Bounded(_HINTS)
+        self._prolonged: Bounded[Key, float] = Bounded(_PROLONGED)
         # A number is there as long as any of its links: without it they are only asked again.
         self._epochs = Epochs(records, useful_for=2 * _KEPT, generations=self.generations)
 
@@ -262,54 +241,18 @@ class Cache:
 
     async def manifest(self, digest: Digest) -> HeldManifest | None:
         """The manifest's bytes, whichever repository they came from: the caller checks the link."""
-        held = self._manifests.get(digest)
-        if held is None:
-            value = await self._records.get(("manifest", str(digest)))
-            if value is None or not digest.matches(content := value[_RENEWED.size :]):
-                return None
-            held = self._keep(digest, content, _RENEWED.unpack_from(value)[0])
-        if self._clock() - held.renewed_at > _DAY:
-            held = await self.put_manifest(digest, held.content)
-        return held
+        return await self._manifests.get(digest)
 
     async def put_manifest(self, digest: Digest, content: bytes) -> HeldManifest:
         """Stores a manifest whose digest the caller has verified."""
-        held = self._keep(digest, content, self._clock())
-        await self._records.set(("manifest", str(digest)), _RENEWED.pack(held.renewed_at) + content, _KEPT)
-        return held
-
-    def outlined(self, digest: Digest, content: bytes, renewed_at: float) -> HeldManifest:
-        """A manifest as we know it; it is not kept."""
-        manifest = parse_manifest(content)
-        blobs = tuple(itertools.islice(manifest.named_blobs(), _NAMED_BLOBS)) if manifest is not None else ()
-        outline = manifest.outline() if manifest is not None else None
-        return HeldManifest(digest, content, outline, blobs, renewed_at)
-
-    def _keep(self, digest: Digest, content: bytes, renewed_at: float) -> HeldManifest:
-        held = self.outlined(digest, content, renewed_at)
-        self._manifests.set(digest, held, len(content) + _NAMED_BLOB_BYTES * len(held.blobs))
-        return held
+        return await self._manifests.put(digest, content)
 
     def note_served(self, target: Target, digest: Digest) -> None:
         """An image ages as a whole: serving its manifest is a use of the blobs it names, whose sizes it tells us."""
-        held = self._manifests.get(digest)
-        for blob, size in held.blobs if held is not None else ():
+        for blob, size in self._manifests.blobs_of(digest):
             self.blobs.touch(blob)
             if size is not None:
-                self._hints.set((target.upstream.host, target.repository, blob), size)
-
-    def size_hint(self, target: Target, digest: Digest) -> int | None:
-        """The size in bytes that a manifest served from this repository gives the blob."""
-        return self._hints.get((target.upstream.host, target.repository, digest))
-
-    def put_hint(self, target: Target, digest: Digest, size: int) -> None:
-        """Notes a hint that another worker has, unless we have one."""
-        if self.size_hint(target, digest) is None:
-            self._hints.set((target.upstream.host, target.repository, digest), size)
-
-    def forget_hint(self, target: Target, digest: Digest) -> None:
-        """The hint turned out wrong."""
-        self._hints.pop((target.upstream.host, target.repository, digest))
+                self.hints.put(target, blob, size)
 
     # Links: which repository may give which digest.
 

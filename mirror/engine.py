@@ -57,7 +57,7 @@ _SECRET_BYTES = 16 << 20
 """Of tokens and challenges: how long one is, and the names by which it is found, is an upstream's choice."""
 
 
-class Lasting:
+class Inheritance:
     """What outlives a configuration: what upstreams have told us, whose turn it is, and what is under way."""
 
     def __init__(self, settings: Settings, router: Router, metrics: Metrics, clock: Callable[[], float]) -> None:
@@ -93,7 +93,7 @@ class Engine:
         traffic: Traffic,
         sender: Sender,
         metrics: Metrics,
-        lasting: Lasting,
+        inheritance: Inheritance,
         *,
         clock: Callable[[], float] = time.time,
         resolver: AbstractResolver | None = None,
@@ -111,9 +111,9 @@ class Engine:
             is_global=is_global,
             clock=clock,
             streams=settings.max_downloads + PACED + PROOFS,
-            gate=lasting.gate,
+            gate=inheritance.gate,
         )
-        self._authenticator = Authenticator(self._transport, lasting.secrets, metrics=metrics, clock=clock)
+        self._authenticator = Authenticator(self._transport, inheritance.secrets, metrics=metrics, clock=clock)
         upstreams = Upstreams(router, self._transport, self._authenticator)
 
         # Or who asks them for us: where another worker is silent we do, and note nothing.
@@ -125,14 +125,14 @@ class Engine:
         silence = silence_by_owner(peers, router, upstreams.silence)
 
         # What is done with it.
-        tools = Tools(upstreams, cache, metrics, asking, lasting.lanes)
+        tools = Tools(upstreams, cache, metrics, asking, inheritance.lanes)
         self.downloads = Downloads(
             tools,
             abandon_below=settings.abandon_below,
-            flights=lasting.flights,
+            flights=inheritance.flights,
             peers=peers,
             far_tools=(
-                Tools(FarUpstreams(upstreams, peers), onlooker, metrics, asking, lasting.lanes) if peers else None
+                Tools(FarUpstreams(upstreams, peers), onlooker, metrics, asking, inheritance.lanes) if peers else None
             ),
         )
         self.renewals = Renewals(cache, router)

@@ -11,7 +11,7 @@ from aiohttp import web
 from mirror.api.middleware import Traffic
 from mirror.cache import Cache
 from mirror.config import Settings
-from mirror.engine import Engine, Lasting
+from mirror.engine import Engine, Inheritance
 from mirror.metrics import Metrics
 from mirror.routing import Router
 
@@ -32,13 +32,13 @@ class Engines:
         self,
         settings: Settings,
         router: Router,
-        lasting: Lasting,
+        inheritance: Inheritance,
         cache: Cache,
         traffic: Traffic,
         metrics: Metrics,
         build: Callable[[Settings, Router], Engine],
     ) -> None:
-        self._lasting = lasting
+        self._inheritance = inheritance
         self._cache = cache
         self._traffic = traffic
         self._metrics = metrics
@@ -60,7 +60,7 @@ class Engines:
         before, self.current = self.current, following
         self._cache.router = router
         self._traffic.ready = following.ready
-        self._lasting.adopt(settings, router)
+        self._inheritance.adopt(settings, router)
         self._forget_entries(frozenset(settings.upstreams))
         self._let_go_of(before)
 
@@ -71,7 +71,7 @@ class Engines:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for engine in (*self._before, self.current):
             await engine.close()
-        await self._lasting.close()
+        await self._inheritance.close()
 
     def _forget_entries(self, entries: frozenset[str]) -> None:
         """Of an upstream that is configured no longer, or otherwise, nobody shall be alarmed for ever."""

@@ -29,7 +29,7 @@ from mirror.api.tls import read_files
 from mirror.cache import Cache
 from mirror.config import Settings, take_over
 from mirror.download import Downloads
-from mirror.engine import Engine, Lasting, Neighbours
+from mirror.engine import Engine, Inheritance, Neighbours
 from mirror.engines import Engines
 from mirror.metrics import Metrics
 from mirror.process import raise_descriptor_limit, run
@@ -106,7 +106,7 @@ class Mirror:
         self._proxies = Proxies(settings.trusted_proxies)
         self.traffic = Traffic(self.metrics, self._proxies)
         sender = Sender(patience, self._store.trouble)
-        lasting = Lasting(settings, router, self.metrics, clock)
+        inheritance = Inheritance(settings, router, self.metrics, clock)
 
         def build(settings: Settings, router: Router) -> Engine:
             return Engine(
@@ -116,14 +116,14 @@ class Mirror:
                 self.traffic,
                 sender,
                 self.metrics,
-                lasting,
+                inheritance,
                 clock=clock,
                 resolver=resolver,
                 is_global=is_global,
                 neighbours=Neighbours(post.peers, post.slot) if post else None,
             )
 
-        self._engines = Engines(settings, router, lasting, self._cache, self.traffic, self.metrics, build)
+        self._engines = Engines(settings, router, inheritance, self._cache, self.traffic, self.metrics, build)
         self._peers = PeerServer(lambda: self._engines.current, settings.timeouts.peer)
         self._admin = AdminApi(self._scrape, self._state)
         self._listener: Listener | None = None

@@ -133,7 +133,7 @@ class PeerApi:
     async def _fill(self, question: AskFill, asked: Asked) -> None:
         target, digest = self._target(question), Digest.parse(question.digest)
         if question.hint is not None:
-            self._cache.put_hint(target, digest, question.hint)
+            self._cache.hints.offer(target, digest, question.hint)
         lent = await self._blobs.lend(target, digest, background=question.background)
         if not isinstance(lent, tuple):
             try:

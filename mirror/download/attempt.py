@@ -89,7 +89,7 @@ class Attempt:
         if self.size is None or self.began_at < self.size:
             await self._fetch.open(self._tools.timeouts.first_byte)
         if self._spool is None:
-            hint = cache.size_hint(source, self._digest) if self._first else None
+            hint = cache.hints.get(source, self._digest) if self._first else None
             self.size = await self._learn_size(hint)
         self.track = await self._make_track(watched)
         self.track.size = self.size

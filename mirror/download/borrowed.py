@@ -269,7 +269,7 @@ class Borrowed:
             digest=str(self._digest),
             others=[other.repository for other in others],
             background=self._background,
-            hint=self._tools.cache.size_hint(first, self._digest),
+            hint=self._tools.cache.hints.get(first, self._digest),
         )
 
     def _tell_joined(self, target: Target) -> None:

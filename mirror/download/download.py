@@ -297,7 +297,7 @@ class Download:
 
     def _blame(self, attempt: Attempt | Borrowed) -> UpstreamCorrupt:
         culprit, details = attempt.culprit, {"source": str(attempt.culprit), "digest": str(self.digest)}
-        self._tools.cache.forget_hint(culprit, self.digest)
+        self._tools.cache.hints.forget(culprit, self.digest)
         if attempt.began_at:
             _log.warning("what an earlier process left of a blob was damaged", **details)
         else:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
-from mirror.cache import Cache, HeldManifest, Kind, ListName, Named, Question
+from mirror.cache import Cache, Kind, ListName, Named, Question
 from mirror.oci.digest import Digest
 from mirror.oci.errors import MirrorError
 from mirror.oci.path import Kind as AnyKind
 from mirror.oci.reference import Tag
 from mirror.routing import Router, Target
+from mirror.store.manifests import HeldManifest
 from mirror.store.shapes import LinkRecord, ListRecord
 
 
@@ -42,7 +41,7 @@ class Onlooker(Cache):
 
     async def put_manifest(self, digest: Digest, content: bytes) -> HeldManifest:
         """What it would be known as."""
-        return self.outlined(digest, content, time.time())
+        return HeldManifest.of(digest, content, self.now())
 
     async def put_link(
         self, question: Question, kind: Kind, digest: Digest, size: int, media_type: str = "", *, proven: bool

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import structlog
 
-from mirror.cache import Cache, HeldManifest, Question
+from mirror.cache import Cache, Question
 from mirror.config.names import HUB
 from mirror.memory import Bounded
 from mirror.metrics import Metrics
@@ -18,6 +18,7 @@ from mirror.oci.manifest import MANIFEST_LIMIT, media_type_of, parse_manifest, s
 from mirror.oci.reference import Reference, Tag
 from mirror.pull.answers import ManifestAnswer, Source
 from mirror.routing import Target
+from mirror.store.manifests import HeldManifest
 from mirror.store.shapes import LinkRecord
 from mirror.transport import Deadline
 from mirror.upstream import ManifestBody, ManifestHead, Upstreams

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import math
-import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -18,7 +17,8 @@ import structlog
 
 from mirror.oci.errors import StorageError
 from mirror.store import database
-from mirror.store.database import SCHEMA, Key, encode_key
+from mirror.store.binding import Binding
+from mirror.store.database import Key, encode_key
 from mirror.store.deletions import Deletions
 from mirror.store.part import Part
 from mirror.store.sealed import seal, unseal
@@ -62,12 +62,7 @@ class Records:
 
         `part`: which of several processes we are; None where there is no other one.
         """
-        self._path = path
-        self._part = part or Part()
-        self._check_home = check_home
-        self._aside = path.with_name(f"{path.name}.aside")
-        self._parts = [path / name for name in database.FILES]
-        self._database = self._parts[0]
+        self._binding = Binding(path, part or Part(), check_home)
         self._trouble = trouble
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="records-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="records-write")
@@ -75,18 +70,13 @@ class Records:
         self._opening: asyncio.Task[None] | None = None
         self._rest_until = 0.0
         self._measured = 0
-        self._files: dict[Path, os.stat_result] = {}
-        """The database, its log and the log's index, as they were opened."""
         self.kept = 0
         """Bytes of what a newer version left, as last measured."""
         self.deletions = Deletions()
         """Those that the database has not heard of: it was locked, or its disk full."""
         self.begun_anew: Callable[[], object] = lambda: None
         """Called when there is a new database in the place of one that could not be used."""
-        self._mark = path.with_name(f"{path.name}.outdated{self._part.name}")
-        """There while the database has not heard of a deletion: who finds it after a kill must not believe the rest."""
         self._marked = False
-        self._looked = False
         self._closed = False
 
     async def open(self) -> None:
@@ -97,8 +87,8 @@ class Records:
         """Tries again where the database could not be opened, or did not hear of a deletion."""
         if self._cache is None:
             await self._reopen(None)
-        elif missing := await asyncio.get_running_loop().run_in_executor(self._reader, self._missing):
-            if self._database in missing:
+        elif missing := await asyncio.get_running_loop().run_in_executor(self._reader, self._binding.missing):
+            if self._binding.database in missing:
                 await self._take_up(self._cache)
             else:
                 await self._begin_anew(self._cache, StorageError(f"somebody removed {missing[0].name}"))
@@ -150,7 +140,7 @@ class Records:
         if not self._closed:
             try:
                 self._measured, self.kept = await asyncio.get_running_loop().run_in_executor(
-                    self._reader, self._measure
+                    self._reader, self._binding.measure
                 )
             except OSError as error:
                 self._trouble.note("records", error)
@@ -166,7 +156,7 @@ class Records:
 
     async def drop_some(self) -> int:
         """Makes the records smaller: drops what was moved aside, or those nearest their expiry. 0: there is nothing."""
-        return await self._call(self._writer, self._drop_some, 0)
+        return await self._call(self._writer, self._binding.drop_some, 0)
 
     async def close(self) -> None:
         """Lets the calls under way end, writes out what the log holds and ends both threads. Idempotent."""
@@ -210,7 +200,7 @@ class Records:
         _log.error("the records did not hear of all deletions; names are asked again", deletions=len(self.deletions))
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await asyncio.get_running_loop().run_in_executor(self._writer, self._unlink)
+                await asyncio.get_running_loop().run_in_executor(self._writer, self._binding.unlink)
             self.deletions.clear()
         except OSError as error:
             _log.error("the records cannot be removed", error=str(error) or "timed out")
@@ -222,7 +212,7 @@ class Records:
         self._marked = wanted
         try:
             # Shielded: others rely on it where the client leaves who was the first to need it.
-            call = asyncio.get_running_loop().run_in_executor(self._reader, self._make_mark, wanted)
+            call = asyncio.get_running_loop().run_in_executor(self._reader, self._binding.set_mark, wanted)
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await asyncio.shield(call)
         except OSError as error:
@@ -263,7 +253,7 @@ class Records:
         except database.ERRORS as error:
             if database.is_locked(error):
                 self._rest_until = time.monotonic() + _REST_SECONDS
-            elif not self._database.exists():
+            elif not self._binding.database.exists():
                 raise _Gone("the records are gone") from OSError(errno.ENOENT, "the records are gone")
             raise
 
@@ -295,7 +285,8 @@ class Records:
 
     async def _open(self, damage: str | None) -> None:
         try:
-            cache, anew = await asyncio.get_running_loop().run_in_executor(self._writer, self._open_sound, damage)
+            opening = functools.partial(self._binding.open, damage, marked=self._marked)
+            cache, anew = await asyncio.get_running_loop().run_in_executor(self._writer, opening)
             if anew:
                 self.deletions.clear()
                 self._marked = False
@@ -308,62 +299,6 @@ class Records:
         finally:
             self._opening = None
 
-    def _open_sound(self, damage: str | None) -> tuple[Any, bool]:
-        """The database, and whether it is a new one in the place of one that cannot be used."""
-        self._check_home()
-        with self._part.ledger.alone():
-            return self._open_in_turn(damage)
-
-    def _open_in_turn(self, damage: str | None) -> tuple[Any, bool]:
-        aside = self._aside
-        if damage is not None and self._database in self._missing():
-            damage = None  # another process has moved it aside already
-        if damage is None and not self._marked and self._marks():
-            damage = "a process was killed before they had heard of all deletions"
-        if damage is None:
-            try:
-                cache = self._open_there()
-                schema = database.schema(cache)
-                if schema == SCHEMA:
-                    self._looked = True
-                    return cache, False
-                cache.close()
-                damage = f"written by {'a newer' if schema > SCHEMA else 'an older'} version (schema {schema})"
-                if schema > SCHEMA:
-                    aside = self._path.with_name(f"{self._path.name}.schema-{schema}")
-            except Exception as error:
-                if not database.is_damage(error):
-                    raise
-                damage = str(error)
-        self._move_to(aside, damage)
-        cache = self._open_there()
-        database.schema(cache)
-        for mark in self._marks():
-            mark.unlink(missing_ok=True)
-        self._looked = True
-        return cache, True
-
-    def _marks(self) -> list[Path]:
-        """Those that processes have left that were killed: while others are at work theirs is their own business."""
-        if self._part.keeps and not self._looked:
-            return list(self._path.parent.glob(f"{self._path.name}.outdated*"))
-        return [self._mark] if self._mark.exists() else []
-
-    def _open_there(self) -> Any:
-        cache = database.open_in(self._path)
-        self._files = {path: path.stat() for path in self._parts if path.exists()}
-        return cache
-
-    def _move_to(self, aside: Path, reason: str) -> None:
-        shutil.rmtree(aside, ignore_errors=True)
-        if self._path.exists():
-            self._path.rename(aside)
-        _log.error("records moved aside; names are asked again", reason=reason, aside=str(aside))
-
-    def _missing(self) -> list[Path]:
-        """What is not the file any more that was opened."""
-        return [path for path, opened in self._files.items() if not _is_same(path, opened)]
-
     async def _close_connection(self, pool: ThreadPoolExecutor, cache: Any) -> None:
         """Each thread closes its own. Raises nothing."""
         try:
@@ -372,53 +307,8 @@ class Records:
         except (TimeoutError, sqlite3.Error) as error:
             _log.warning("the records were not closed in order", error=str(error) or "timed out")
 
-    # In the threads.
-
-    def _make_mark(self, wanted: bool) -> None:
-        if not wanted:
-            self._mark.unlink(missing_ok=True)
-            return
-        self._check_home()
-        self._mark.touch(mode=0o600)
-        directory = os.open(self._mark.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-    def _unlink(self) -> None:
-        self._check_home()
-        for path in self._parts:
-            path.unlink(missing_ok=True)
-
-    def _measure(self) -> tuple[int, int]:
-        kept = sum(map(_size, self._path.parent.glob(f"{self._path.name}.schema-*/*")))
-        return sum(map(_size, [*self._path.rglob("*"), *self._aside.rglob("*")])) + kept, kept
-
-    def _drop_some(self, cache: Any) -> int:
-        if self._aside.exists():
-            shutil.rmtree(self._aside)
-            return 1
-        dropped = database.drop_until(cache, math.inf, max(1, min(_STEP, database.count(cache) // 16)))
-        database.empty_log(cache)
-        return dropped
-
 
 def _row(cache: Any, text: str) -> tuple[bytes, float] | None:
     value, ends = cache.get(text, expire_time=True)
     value = unseal(text, value)
     return (value, math.inf if ends is None else ends) if value is not None else None
-
-
-def _is_same(path: Path, opened: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(path.stat(), opened)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

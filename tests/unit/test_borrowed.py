@@ -19,6 +19,7 @@ from mirror.peers import Peers
 from mirror.peers.messages import Broken
 from mirror.peers.peers import encode
 from mirror.routing import Target, UpstreamName
+from mirror.store.hints import Hints
 
 
 class Neighbour:
@@ -49,8 +50,7 @@ class Neighbour:
 class Records:
     """No size is known, and any question may be asked."""
 
-    def size_hint(self, *_: object) -> None:
-        """None."""
+    hints = Hints()
 
     async def question(self, target: Target) -> SimpleNamespace:
         """One to that repository."""

@@ -409,12 +409,12 @@ class TestManifests:
 
         cache.note_served(target, Digest.of(content))
 
-        assert cache.size_hint(target, blobs[0]) is None
-        assert cache.size_hint(target, blobs[500]) == 499
-        assert cache.size_hint(target, blobs[2500]) is None
-        assert cache.size_hint(other, blobs[500]) is None
-        cache.forget_hint(target, blobs[500])
-        assert cache.size_hint(target, blobs[500]) is None
+        assert cache.hints.get(target, blobs[0]) is None
+        assert cache.hints.get(target, blobs[500]) == 499
+        assert cache.hints.get(target, blobs[2500]) is None
+        assert cache.hints.get(other, blobs[500]) is None
+        cache.hints.forget(target, blobs[500])
+        assert cache.hints.get(target, blobs[500]) is None
 
 
 async def test_a_question_is_a_value(cache: Cache, target: Target) -> None:

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.metrics import Metrics
-from mirror.store import database
+from mirror.store import binding, database
 from mirror.store import records as module
 from mirror.store.database import encode_key
 from mirror.store.records import Records
@@ -237,7 +237,7 @@ async def test_another_schema_is_moved_aside(
     """Records of another version of us are not guessed at."""
     await records.set(KEY, b"value", HOUR)
     await records.close()
-    monkeypatch.setattr(module, "SCHEMA", database.SCHEMA + 1)
+    monkeypatch.setattr(binding, "SCHEMA", database.SCHEMA + 1)
 
     await check_begun_anew(path, trouble)
 
