@@ -39,7 +39,7 @@ class Cri:
         try:
             import grpc
         except ImportError:
-            raise Unusable("this needs grpcio, the extra `nodes`: pip install 'mirror[nodes]'") from None
+            raise Unusable("this needs grpcio, which the extra `nodes` brings: pip install grpcio") from None
         self._endpoint = endpoint
         self._failed = grpc.RpcError
         # Without a name in it the socket's path would be one, which Go's servers refuse.

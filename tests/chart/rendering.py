@@ -23,6 +23,10 @@ Object = dict[str, Any]
 DOCUMENTED: Mapping[str, Mapping[str, Any]] = {
     "defaults": {},
     "node port": {"service": {"type": "NodePort", "nodePort": 30500}, "nodes": {"enabled": True}},
+    "verified": {
+        "hostPort": {"enabled": True},
+        "nodes": {"enabled": True, "verify": {"image": "registry.k8s.io/pause:3.10"}},
+    },
     "any node port": {"service": {"type": "NodePort"}},
     "load balancer": {"service": {"type": "LoadBalancer", "port": 80, "annotations": {"a.test/b": "c"}}},
     "host port": {"hostPort": {"enabled": True, "port": 25500}, "nodes": {"enabled": True, "runtime": "crio"}},

@@ -308,6 +308,22 @@ def test_nodes_are_told_where_the_mirror_is(name: str, expected: list[str], home
     assert set(expected) <= set(arguments)
 
 
+def test_nodes_see_that_the_mirror_sees_them(home: Path) -> None:
+    """By the runtime's socket and the mirror's own figures, which nobody else's pods may read."""
+    rendered = made("verified", home)
+    arguments = container(rendered.pod("DaemonSet"))["args"]
+    (_, admin) = rendered.one("NetworkPolicy")["spec"]["ingress"]
+    labels = rendered.one("DaemonSet")["spec"]["template"]["metadata"]["labels"]
+
+    assert "--verify-image=registry.k8s.io/pause:3.10" in arguments
+    assert "--cri=unix:///run/runtime/containerd.sock" in arguments
+    assert "--admin=http://mirror-admin.caches.svc:5001" in arguments
+    assert admin["from"] == [{"podSelector": {"matchLabels": labels}}]
+    assert "/run/containerd" in [v["hostPath"]["path"] for v in rendered.pod("DaemonSet")["volumes"] if "hostPath" in v]
+    with pytest.raises(Unrendered, match=r"nodes\.verify\.admin"):
+        made("nodes alone", home, nodes={"enabled": True, "mirror": "http://a.test", "verify": {"image": "a"}})
+
+
 def test_nodes_alone(home: Path) -> None:
     """Nothing but the DaemonSet, for a namespace of its own."""
     assert [found["kind"] for found in made("nodes alone", home)] == ["DaemonSet"]

@@ -219,6 +219,17 @@ seccompProfile:
 {{- end -}}
 {{- end }}
 
+{{/* Where the mirror's metrics are. */}}
+{{- define "mirror.adminUrl" -}}
+{{- if .Values.nodes.verify.admin -}}
+{{ .Values.nodes.verify.admin }}
+{{- else if .Values.enabled -}}
+{{ printf "http://%s-admin.%s.svc:5001" (include "mirror.fullname" .) .Release.Namespace }}
+{{- else -}}
+{{- fail "nodes.verify.admin is not set: the URL of the admin port of a mirror that this release does not have" -}}
+{{- end -}}
+{{- end }}
+
 {{/* The directory of a node's runtime. */}}
 {{- define "mirror.runtimeDirectory" -}}
 {{ get (dict "containerd" "/etc/containerd" "crio" "/etc/containers" "k3s" "/etc/rancher/k3s" "rke2" "/etc/rancher/rke2" "docker" "/etc/docker") .Values.nodes.runtime }}
