@@ -221,6 +221,12 @@ class Cluster:
 
         self.inside.call(write)
 
+    def tree(self, directory: Path) -> list[str]:
+        """All that is below a directory of the node's: kind, permissions, owner and name, and the content of files."""
+        found = self.run("find", directory, "-printf", "%y %m %U:%G %p\\n")
+        content = self.run("find", directory, "-type", "f", "-exec", "sha256sum", "{}", "+")
+        return sorted([*found.splitlines(), *content.splitlines()])
+
     def _works(self, *argv: str | Path) -> bool:
         return self.inside.run(*argv, env=self.env, seconds=_COMMAND).returncode == 0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.clients.client import need_overlay, snippet
+from tests.e2e.clients.client import need_overlay
 from tests.e2e.images import Image, build
 from tests.e2e.programs import need
 from tests.image.build import NAME, build_image
@@ -16,8 +16,8 @@ from tests.kubernetes.authority import Authority
 from tests.kubernetes.cluster import PROGRAMS, Cluster
 from tests.kubernetes.pods import Pods, describe
 from tests.kubernetes.registries import HOSTS, PASSWORD, PLACES, PRIVATE, USER, Registries
-from tests.kubernetes.release import NODE_PORT, Release
-from tests.kubernetes.settings import CERTS_D, NODE
+from tests.kubernetes.release import NODE_PORT, URL, Release
+from tests.kubernetes.settings import CERTS_D, NODE, RUNTIME
 from tests.kubernetes.traces import traces
 
 
@@ -77,25 +77,39 @@ def make_image(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., 
 def mirror(
     cluster: Cluster, registries: Registries, authority: Authority, tmp_path_factory: pytest.TempPathFactory
 ) -> Release:
-    """The mirror, where pods may do next to nothing, with a volume of the node's; and the node told of it.
+    """The mirror, where pods may do next to nothing, with a volume of the node's.
 
     It knows the private registry's password. Each registry is trusted by the authority that the cluster has for all.
     """
     cluster.load(build_image(tmp_path_factory), NAME)
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mirror", "labels": labels}})
+    namespace(cluster, "mirror", profile="restricted")
     cluster.apply(*volume(cluster.home / "volume"), secret("corp", password=PASSWORD))
     cluster.apply(secret("authority", **{"ca.crt": authority.ca.read_text()}))
     release = Release(cluster, "mirror")
     release.install(VALUES)
-    example = snippet("containerd/_default/hosts.toml", f"127.0.0.1:{NODE_PORT}", cluster.home / "hosts.toml")
-    cluster.write(CERTS_D / "_default" / "hosts.toml", example.read_text())
+    return release
+
+
+@pytest.fixture(scope="package")
+def untouched(cluster: Cluster, mirror: Release) -> list[str]:
+    """What the directory of the node's container runtime has before anybody configures it; a file in our place, too."""
+    cluster.write(CERTS_D / "_default" / "hosts.toml", "# the node's own\n")
+    return cluster.tree(RUNTIME.parent)
+
+
+@pytest.fixture(scope="package")
+def nodes(cluster: Cluster, mirror: Release, untouched: list[str]) -> Release:
+    """The node, told of the mirror by the chart's DaemonSet, in a namespace that allows it."""
+    namespace(cluster, "nodes", profile="privileged")
+    release = Release(cluster, "nodes", "nodes")
+    release.install({"enabled": False, "image": IMAGE, "nodes": {"enabled": True, "mirror": URL}})
     return release
 
 
 REPOSITORY, _, TAG = NAME.rpartition(":")
+IMAGE = {"repository": REPOSITORY, "tag": TAG, "pullPolicy": "Never"}
 VALUES = {
-    "image": {"repository": REPOSITORY, "tag": TAG, "pullPolicy": "Never"},
+    "image": IMAGE,
     "config": {
         "storage": {"max_size": "900MiB"},
         "upstreams": {PRIVATE.name: {"url": f"https://{PRIVATE.host}"}},
@@ -106,6 +120,12 @@ VALUES = {
     "service": {"type": "NodePort", "nodePort": NODE_PORT},
 }
 """Of the mirror's release."""
+
+
+def namespace(cluster: Cluster, name: str, *, profile: str) -> None:
+    """A namespace that enforces a profile of Pod Security."""
+    labels = {"pod-security.kubernetes.io/enforce": profile}
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
 
 
 def secret(name: str, **content: str) -> dict[str, Any]:

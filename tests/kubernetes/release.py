@@ -12,7 +12,6 @@ from tests.kubernetes.cluster import Cluster
 from tests.samples import total
 
 CHART = Path(__file__).parents[2] / "helm" / "mirror"
-NAME = "mirror"
 PORT, ADMIN, NODE_PORT = 5000, 5001, 30500
 URL = f"http://127.0.0.1:{NODE_PORT}"
 """Where the node finds the mirror."""
@@ -23,9 +22,10 @@ _HELM = 240.0  # seconds for one command of helm, which waits for pods
 class Release:
     """One release, in `namespace`; `values` are the chart's, as they were given last."""
 
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
+    def __init__(self, cluster: Cluster, namespace: str, name: str = "mirror") -> None:
         self._cluster = cluster
         self.namespace = namespace
+        self.name = name
         self.values: dict[str, Any] = {}
 
     def install(self, values: Mapping[str, Any]) -> None:
@@ -42,28 +42,40 @@ class Release:
 
     def test(self) -> str:
         """`helm test`, and what it said."""
-        return self._cluster.run("helm", "test", NAME, f"--namespace={self.namespace}", "--logs", seconds=_HELM)
+        return self._cluster.run("helm", "test", self.name, f"--namespace={self.namespace}", "--logs", seconds=_HELM)
 
     def uninstall(self) -> None:
-        """Removes the release and returns when its pods are gone."""
-        self._cluster.run("helm", "uninstall", NAME, f"--namespace={self.namespace}", "--wait", seconds=_HELM)
-        assert eventually(lambda: self._pods() == [], seconds=_HELM, every=0.5)
+        """Removes the release and returns when its pods are gone; helm leaves the one of a test there."""
+        self._cluster.run("helm", "uninstall", self.name, f"--namespace={self.namespace}", "--wait", seconds=_HELM)
+        assert eventually(lambda: not any(map(_runs, self._pods())), seconds=_HELM, every=0.5), "its pods stay"
 
     def _helm(self, command: str, values: Mapping[str, Any], *options: str) -> None:
         self.values = dict(values)
         file = self._cluster.home / f"{self.namespace}.json"
         file.write_text(json.dumps(values))
         self._cluster.run(
-            "helm", command, NAME, CHART, f"--namespace={self.namespace}", f"--values={file}",
+            "helm", command, self.name, CHART, f"--namespace={self.namespace}", f"--values={file}",
             f"--timeout={_HELM:g}s", *options,
             seconds=_HELM + 30,
         )  # fmt: skip
+
+    # The nodes' pods
+
+    @property
+    def daemon_set(self) -> str:
+        """What is on every node."""
+        return f"{self.name}-mirror-nodes"
+
+    def daemon(self) -> dict[str, Any]:
+        """Its only pod."""
+        (pod,) = [pod for pod in self._pods() if _is_ready(pod)]
+        return pod
 
     # The mirror's pod
 
     def scale(self, replicas: int) -> None:
         """Changes how many pods the mirror has, and waits until it has them."""
-        self.kubectl("scale", f"statefulset/{NAME}", f"--replicas={replicas}")
+        self.kubectl("scale", f"statefulset/{self.name}", f"--replicas={replicas}")
         if replicas:
             self.ready()
         else:
@@ -71,7 +83,7 @@ class Release:
 
     def ready(self) -> None:
         """Returns when the mirror's pod is the one that it shall have, and the node reaches it."""
-        self.kubectl("rollout", "status", f"statefulset/{NAME}", f"--timeout={_HELM:g}s", seconds=_HELM + 30)
+        self.kubectl("rollout", "status", f"statefulset/{self.name}", f"--timeout={_HELM:g}s", seconds=_HELM + 30)
         assert eventually(self._serves, seconds=_HELM, every=0.2), "the mirror does not serve"
 
     def _serves(self) -> bool:
@@ -112,6 +124,10 @@ class Release:
     def _pods(self) -> list[dict[str, Any]]:
         pods: list[dict[str, Any]] = self._cluster.get("pods", f"--namespace={self.namespace}")["items"]
         return pods
+
+
+def _runs(pod: Mapping[str, Any]) -> bool:
+    return pod["status"].get("phase") not in ("Succeeded", "Failed")
 
 
 def _is_ready(pod: Mapping[str, Any]) -> bool:

@@ -27,7 +27,7 @@ FALL_BACK = 10.0  # seconds that a pull may take while no mirror answers
 
 
 @pytest.fixture(autouse=True)
-def node(mirror: Release, pods: Pods, registries: Registries) -> Iterator[None]:
+def node(mirror: Release, nodes: Release, pods: Pods, registries: Registries) -> Iterator[None]:
     """The mirror is ready before a test, every registry serves after it, and no pod of the test's is left."""
     mirror.ready()
     yield
