@@ -98,11 +98,20 @@ def untouched(cluster: Cluster, mirror: Release) -> list[str]:
 
 
 @pytest.fixture(scope="package")
-def nodes(cluster: Cluster, mirror: Release, untouched: list[str]) -> Release:
-    """The node, told of the mirror by the chart's DaemonSet, in a namespace that allows it."""
+def nodes(
+    cluster: Cluster,
+    mirror: Release,
+    untouched: list[str],
+    registries: Registries,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Release:
+    """The node, told of the mirror by the chart's DaemonSet, in a namespace that allows it, and pulling to see."""
+    seen = build(tmp_path_factory.mktemp("seen") / "image", greeting="seen", random_bytes=1000, apart=True)
+    registries["quay.io"].hold(seen, "team/seen", "1")
     namespace(cluster, "nodes", profile="privileged")
     release = Release(cluster, "nodes", "nodes")
-    release.install({"enabled": False, "image": IMAGE, "nodes": {"enabled": True, "mirror": URL}})
+    verify = {"image": "quay.io/team/seen:1", "admin": "http://mirror-admin.mirror.svc:5001"}
+    release.install({"enabled": False, "image": IMAGE, "nodes": {"enabled": True, "mirror": URL, "verify": verify}})
     return release
 
 

@@ -20,16 +20,25 @@ HOST_PORT = 25500
 METRICS = 5002
 
 
+def figures(nodes: Release, cluster: Cluster) -> str:
+    """What the DaemonSet's pod tells."""
+    address = nodes.daemon()["status"]["podIP"]
+    return cluster.run("curl", "--silent", "--fail", f"http://{address}:{METRICS}/metrics")
+
+
 def test_the_node_is_told_of_the_mirror(nodes: Release, cluster: Cluster) -> None:
     """Beside what it had; the pod says that it is done."""
     text = cluster.run("cat", HOSTS)
-    address = nodes.daemon()["status"]["podIP"]
 
     assert list(tomllib.loads(text)["host"]) == [URL]
     assert "# the node's own" in text
-    metrics = cluster.run("curl", "--silent", "--fail", f"http://{address}:{METRICS}/metrics")
-    assert 'mirror_node_configured{runtime="containerd"} 1.0' in metrics
-    assert 'mirror_node_advice{runtime="containerd"} 0.0' in metrics
+    assert 'mirror_node_configured{runtime="containerd"} 1.0' in figures(nodes, cluster)
+    assert 'mirror_node_advice{runtime="containerd"} 0.0' in figures(nodes, cluster)
+
+
+def test_the_mirror_sees_what_the_node_pulls(nodes: Release, cluster: Cluster) -> None:
+    """The pod has the node's own runtime pull an image, and reads in the mirror's figures that it was asked for it."""
+    assert eventually(lambda: 'seen{runtime="containerd"} 1.0' in figures(nodes, cluster), seconds=120, every=0.5)
 
 
 def test_a_pod_that_is_replaced_leaves_the_node_as_it_was_between(
