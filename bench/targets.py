@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from bench.figures import Answer, ratio
+from bench.figures import Answer, Row, ratio
 from bench.questions.cold import PIPELINE
 from bench.questions.disk import QUIET
 from bench.questions.workers import TWO
@@ -41,6 +41,11 @@ def figure(case: str, key: str, *, times: float = 1.0, server: str = MIRROR) -> 
         return None if middle is None else middle * times
 
     return value
+
+
+def most(case: str, key: str) -> Value:
+    """The largest of a figure of the mirror's own, of all rounds."""
+    return lambda answer: max(answer.rows.get(case, {}).get(MIRROR, Row()).figures.get(key, ()), default=None)
 
 
 def over(case: str, key: str, server: str, *, to: str = MIRROR) -> Value:
@@ -119,7 +124,13 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target("disk", "a slow disk: p99 of a blob in memory ÷ p99 without", over("first-byte", "blob_p99", QUIET), 3.0),
     Target("objects", "1,000,000 blobs: seconds until it is ready", figure("starts", "ready"), 3.0),
-    Target("objects", "a sweep frees 1 GiB: ms of the worst request meanwhile", figure("sweep", "worst"), 50, digits=1),
+    Target(
+        "objects",
+        "a sweep frees 1 GiB: ms of the worst request meanwhile, of all rounds",
+        most("sweep", "worst"),
+        50,
+        digits=1,
+    ),
     Target(
         "objects", "1,000,000 blobs: CPU of a manifest hit ÷ empty", over("hits", "manifest_hit", "mirror-empty"), 1.05
     ),

@@ -42,6 +42,9 @@ _EMPTY = "mirror-empty"
 _FILLER = "library/filler"
 _SWEEP_SECONDS = 180.0
 _LOOK_SECONDS = 0.5
+_TURN_SECONDS = 1.0
+_PAIRS = 5
+"""Turns of each of the two for each round, one after the other: what hits one, hits the other one, too."""
 _SWEPT_BYTES = 1 << 30
 _MAX_SIZE = 1 << 40
 
@@ -91,10 +94,12 @@ class _Subject:
             self._wait_until_counted()
             counted = time.perf_counter() - began
             cpu = machine.cpu_seconds(self._process.pid)
-            hits = {f"{kind}_hit": self._hit(port, path) for kind, path in self._paths().items()}
             memory = machine.memory_bytes(self._process.pid) / 1e6
-            started = {"ready": ready, "first_hit": first_hit, "counted": counted, "cpu_counted": cpu}
-            return {**started, **hits, "memory": memory}
+            return {"ready": ready, "first_hit": first_hit, "counted": counted, "cpu_counted": cpu, "memory": memory}
+
+    def hits(self, port: int) -> Mapping[str, float]:
+        """What one hit of each kind costs the running one, in CPU microseconds."""
+        return {f"{kind}_hit": self._hit(port, path) for kind, path in self._paths().items()}
 
     @contextmanager
     def counted(self) -> Iterator[int]:
@@ -158,7 +163,7 @@ class _Subject:
     def _hit(self, port: int, path: str) -> float:
         """CPU microseconds of one."""
         before = machine.cpu_seconds(self._process.pid)
-        found = request(self._bench.home, port, path, CONNECTIONS, self._bench.effort.seconds)
+        found = request(self._bench.home, port, path, CONNECTIONS, min(_TURN_SECONDS, self._bench.effort.seconds))
         return (machine.cpu_seconds(self._process.pid) - before) / found.count * 1e6
 
     def _wait_until_counted(self) -> None:
@@ -197,10 +202,9 @@ class _Subject:
 
 
 def ask(bench: Bench) -> Answer:
-    """The two mirrors in turn, each started anew in each round."""
+    """The two mirrors in turn, each started anew in each round; then both at once, asked by turns of a second."""
     answer = Answer("objects", "A full cache")
-    starts = ("ready", "first_hit", "counted", "cpu_counted", "early_p99", "memory")
-    hits = ("manifest_hit", "blob_hit")
+    starts, hits = ("ready", "first_hit", "counted", "cpu_counted", "early_p99", "memory"), ("manifest_hit", "blob_hit")
     begin = answer.case(Case("starts", "A start with a full cache beside one with an empty one", starts, ("memory",)))
     hit = answer.case(Case("hits", "CPU per hit with a full cache and with an empty one", hits, hits))
     columns = ("freed", "sweep_seconds", "p99", "worst", "quiet_p99", "quiet_worst", "idle_memory", "peak_memory")
@@ -220,14 +224,16 @@ def ask(bench: Bench) -> Answer:
                     record(answer, begin, subject.name, subject.early)
                     record(answer, begin, subject.name, subject.measure)
             with or_failed(answer, swept, full.name), full.counted() as port:
+                with or_failed(answer, hit, full.name), empty.counted() as other:
+                    turns = ((full, port), (empty, other))
+                    pairs = max(1, round(_PAIRS * min(1.0, bench.effort.seconds)))
+                    for number in range(pairs * bench.effort.rounds):
+                        for subject, its in turns if number % 2 else turns[::-1]:
+                            record(answer, hit, subject.name, partial(subject.hits, its))
                 for _ in range(bench.effort.rounds):
                     record(answer, swept, full.name, partial(full.sweep, port))
         finally:
             shutil.rmtree(full.data, ignore_errors=True)
-    for name, row in answer.rows[begin.name].items():
-        copied = answer.row(hit, name)
-        copied.failure = row.failure
-        copied.figures = {key: row.figures.pop(key) for key in hits if key in row.figures}
     return answer
 
 
