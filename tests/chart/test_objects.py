@@ -342,6 +342,8 @@ def test_nodes_alone(home: Path) -> None:
         ({"persistence": {"size": "50 Gigs"}}, "50 Gigs"),
         ({"config": {"storge": {}}}, "storge"),
         ({"config": {"storage": {"max_size": "lots"}}}, r'"lots" is no size'),
+        ({"config": {"listen": "0.0.0.0:80"}}, r"config\.listen"),
+        ({"config": {"storage": {"path": "/data"}}}, r"config\.storage\.path"),
         ({"service": {"type": "Public"}}, "/service/type"),
         ({"ingress": {"enabled": True}}, r"ingress\.host"),
         ({"httpRoute": {"enabled": True}}, r"httpRoute\.parentRefs"),

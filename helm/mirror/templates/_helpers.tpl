@@ -101,6 +101,14 @@ seccompProfile:
 {{/* The mirror's whole configuration: what was given, and what follows from the rest. */}}
 {{- define "mirror.config" -}}
 {{- $config := deepCopy .Values.config -}}
+{{- range list "listen" "admin_listen" -}}
+{{- if hasKey $config . -}}
+{{- fail (printf "config.%s is the chart's own: what clients see is service.port, service.nodePort or hostPort.port" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if dig "storage" "path" "" $config -}}
+{{- fail "config.storage.path is the chart's own: the volume is where the mirror keeps its cache" -}}
+{{- end -}}
 {{- $storage := dict "path" "/var/lib/mirror" -}}
 {{- $most := include "mirror.most" . -}}
 {{- $given := dig "storage" "max_size" "" .Values.config -}}
